@@ -1,0 +1,78 @@
+"""A kombu transport on Redis and Valkey: leased delivery, delays, priorities.
+
+Importing the package registers the transport, nothing more: names are loaded when they are
+used, because kombu imports this package while it starts.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from kombu_reliable.registration import register
+
+if TYPE_CHECKING:
+    from kombu_reliable.errors import (
+        AccessRefused,
+        ConnectionLost,
+        EmbeddedServerError,
+        InvalidMessage,
+        InvalidOption,
+        InvalidURL,
+        LayoutError,
+        ReliableError,
+        ServerFull,
+        UnsupportedServer,
+    )
+    from kombu_reliable.hooks import set_hooks
+    from kombu_reliable.options import Options
+    from kombu_reliable.transport import Transport
+    from kombu_reliable.urls import ServerURL, parse_url
+
+__version__ = '0.1.0'
+
+_HOME = {
+    'AccessRefused': 'errors',
+    'ConnectionLost': 'errors',
+    'EmbeddedServerError': 'errors',
+    'InvalidMessage': 'errors',
+    'InvalidOption': 'errors',
+    'InvalidURL': 'errors',
+    'LayoutError': 'errors',
+    'ReliableError': 'errors',
+    'ServerFull': 'errors',
+    'UnsupportedServer': 'errors',
+    'set_hooks': 'hooks',
+    'Options': 'options',
+    'Transport': 'transport',
+    'ServerURL': 'urls',
+    'parse_url': 'urls',
+}
+
+__all__ = (
+    'AccessRefused',
+    'ConnectionLost',
+    'EmbeddedServerError',
+    'InvalidMessage',
+    'InvalidOption',
+    'InvalidURL',
+    'LayoutError',
+    'Options',
+    'ReliableError',
+    'ServerFull',
+    'ServerURL',
+    'Transport',
+    'UnsupportedServer',
+    'parse_url',
+    'register',
+    'set_hooks',
+)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+    return getattr(import_module(f'kombu_reliable.{_HOME[name]}'), name)
+
+
+register()

@@ -1,0 +1,93 @@
+"""Packs a kombu message into a few bytes and back.
+
+A Celery message is nearly the same every time, so its head is deflated against a preset
+dictionary.  The dictionaries are part of the data layout: never change one, add another.
+"""
+
+from __future__ import annotations
+
+import binascii
+import json
+import uuid
+import zlib
+from base64 import urlsafe_b64encode
+from typing import Any
+
+from kombu.utils.json import dumps, loads
+
+from kombu_reliable.errors import ReliableError
+
+__all__ = ('CorruptEnvelope', 'pack_id', 'seal', 'unseal')
+
+#: A larger body is stored as it is: it repeats nothing of the dictionary, and users who
+#: want large bodies compressed tell kombu so.
+_DEFLATE_UP_TO = 16_384
+_WINDOW = -15
+_DEFLATED, _PLAIN = b'1', b'2'
+
+_DICTIONARY = (
+    b'"expiration":"compression":"application/data","binary"'
+    b'"application/x-python-serialize","application/json","utf-8",'
+    b'{"lang":"py","task":"proj.tasks.","id":"","shadow":null,"eta":null,"expires":null,'
+    b'"group":null,"group_index":null,"retries":0,"timelimit":[null,null],"root_id":"'
+    b'","parent_id":null,"argsrepr":"()","kwargsrepr":"{}","origin":"gen1234@localhost",'
+    b'"ignore_result":false,"replaced_task_nesting":0,"stamped_headers":null,"stamps":{}},'
+    b'{"correlation_id":"","reply_to":"","delivery_mode":2,"delivery_info":'
+    b'{"exchange":"","routing_key":"celery"},"priority":0}]\n'
+    b'[[], {}, {"callbacks": null, "errbacks": null, "chain": null, "chord": null}]'
+)
+
+
+class CorruptEnvelope(ReliableError, ValueError):
+    """A record that this package did not write, or that was damaged."""
+
+
+def pack_id(identity: str) -> str:
+    """The key of a job: a uuid as 22 characters, anything else behind a ``=``.
+
+    Example:
+        >>> pack_id('00000000-0000-0000-0000-000000000000')
+        'AAAAAAAAAAAAAAAAAAAAAA'
+    """
+    if len(identity) == 36:
+        try:
+            packed = binascii.unhexlify(identity.replace('-', ''))
+        except ValueError:
+            return f'={identity}'
+        if len(packed) == 16 and str(uuid.UUID(bytes=packed)) == identity:
+            return urlsafe_b64encode(packed)[:22].decode()
+    return f'={identity}'
+
+
+def seal(head: Any, body: bytes) -> bytes:
+    """Packs a message.
+
+    Args:
+        head: whatever JSON, as kombu extends it, can say.
+        body: the body as kombu serialized it.
+    """
+    text = dumps(head, separators=(',', ':')).encode()
+    if len(body) > _DEFLATE_UP_TO:
+        return b'%b%d\n%b%b' % (_PLAIN, len(text), text, body)
+    deflate = zlib.compressobj(6, zlib.DEFLATED, _WINDOW, 8, zlib.Z_DEFAULT_STRATEGY, _DICTIONARY)
+    return _DEFLATED + deflate.compress(text + b'\n' + body) + deflate.flush()
+
+
+def unseal(envelope: bytes) -> tuple[Any, bytes]:
+    """Unpacks what :func:`seal` packed.
+
+    Raises:
+        CorruptEnvelope: these bytes are no envelope.
+    """
+    try:
+        if envelope[:1] == _DEFLATED:
+            inflate = zlib.decompressobj(_WINDOW, _DICTIONARY)
+            text, _, body = inflate.decompress(envelope[1:]).partition(b'\n')
+        elif envelope[:1] == _PLAIN:
+            length, _, rest = envelope[1:].partition(b'\n')
+            text, body = rest[: int(length)], rest[int(length) :]
+        else:
+            raise ValueError('unknown kind of envelope')
+        return loads(text), body
+    except (ValueError, zlib.error, json.JSONDecodeError) as error:
+        raise CorruptEnvelope(f'not an envelope: {error}') from error

@@ -1,0 +1,112 @@
+"""The one place where a Redis key is spelled.
+
+All keys of a shard stand behind one hash tag, ``{kr:<db>:<shard>}``, so that a
+Redis Cluster keeps them on one node.  Python code asks :class:`Keys`; Lua code
+writes the names of :data:`FAMILIES` (``READY .. queue``), which
+:mod:`kombu_reliable.scripts` declares at the top of each script from this very
+table.  ``docs/redis-keys.md`` describes what each key holds.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from kombu_reliable.errors import InvalidOption
+
+__all__ = ('FAMILIES', 'LAYOUT', 'Keys')
+
+#: Version of the data layout.  Data of another version is refused, never guessed at.
+LAYOUT = '1'
+
+#: Name in Lua -> what follows the shard's prefix.  Those that end in ``:`` take a name.
+FAMILIES: dict[str, str] = {
+    'META': 'meta',
+    'JOB': 'j:',
+    'EXTRA': 'x:',
+    'READY': 'r:',
+    'DELAYED': 'd:',
+    'LEASED': 'l:',
+    'DEAD': 'f:',
+    'OWNERS': 'own',
+    'ALARMS': 'alarm',
+    'WAKE': 'w:',
+    'PRODUCERS': 'pub',
+    'BINDINGS': 'b:',
+    'FANOUT': 's:',
+    'LISTENERS': 'sub:',
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Keys:
+    """Spells the keys of one shard.
+
+    Args:
+        db: number of the Redis database; part of the hash tag because a cluster has only one.
+        prefix: the ``global_keyprefix`` option; stands in front of the hash tag.
+        shard: number of the shard inside the database.
+
+    Example:
+        >>> Keys(db=0).ready('celery')
+        '{kr:0:0}:r:celery'
+    """
+
+    db: int = 0
+    prefix: str = ''
+    shard: int = 0
+
+    def __post_init__(self) -> None:
+        if '{' in self.prefix or '}' in self.prefix:
+            raise InvalidOption(
+                f'global_keyprefix {self.prefix!r} contains a brace; '
+                'braces mark the hash tag behind it, choose other characters'
+            )
+
+    def _key(self, family: str, name: str = '') -> str:
+        return f'{self.prefix}{{kr:{self.db}:{self.shard}}}:{FAMILIES[family]}{name}'
+
+    @property
+    def meta(self) -> str:
+        return self._key('META')
+
+    @property
+    def owners(self) -> str:
+        return self._key('OWNERS')
+
+    @property
+    def alarms(self) -> str:
+        return self._key('ALARMS')
+
+    @property
+    def producers(self) -> str:
+        return self._key('PRODUCERS')
+
+    def job(self, job: str) -> str:
+        return self._key('JOB', job)
+
+    def extra(self, job: str) -> str:
+        return self._key('EXTRA', job)
+
+    def ready(self, queue: str) -> str:
+        return self._key('READY', queue)
+
+    def delayed(self, queue: str) -> str:
+        return self._key('DELAYED', queue)
+
+    def leased(self, queue: str) -> str:
+        return self._key('LEASED', queue)
+
+    def dead(self, queue: str) -> str:
+        return self._key('DEAD', queue)
+
+    def wake(self, queue: str) -> str:
+        return self._key('WAKE', queue)
+
+    def bindings(self, exchange: str) -> str:
+        return self._key('BINDINGS', exchange)
+
+    def fanout(self, exchange: str) -> str:
+        return self._key('FANOUT', exchange)
+
+    def listeners(self, exchange: str) -> str:
+        return self._key('LISTENERS', exchange)

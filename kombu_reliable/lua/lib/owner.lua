@@ -1,0 +1,8 @@
+-- Who holds a leased job: '<token>;<place in the ready queue>;<worker>'.
+local function owner_place(owner)
+  return string.match(owner, '^[^;]*;([^;]*)')
+end
+
+local function owned_by(owner, token)
+  return owner and string.sub(owner, 1, #token + 1) == token .. ';'
+end

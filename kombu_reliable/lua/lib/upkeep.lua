@@ -1,0 +1,78 @@
+-- @include alarm
+-- @include dead
+-- @include owner
+-- @include place
+-- @include wake
+-- What time does to a queue: delayed jobs become ready, expired leases are taken back,
+-- old dead letters go.  Every step is bounded; what is left keeps its alarm.
+local STEP = 100
+
+local function promote(queue, now)
+  local ids = redis.call('ZRANGEBYSCORE', DELAYED .. queue, '-inf', now, 'LIMIT', 0, STEP)
+  if #ids == 0 then
+    return 0
+  end
+  local sequence = redis.call('HINCRBY', META, 'seq', #ids) - #ids
+  for i, id in ipairs(ids) do
+    local rank = tonumber(redis.call('GETRANGE', JOB .. id, 1, 3))
+    if rank then
+      redis.call('ZADD', READY .. queue, place(rank, sequence + i), id)
+    end
+  end
+  redis.call('ZREM', DELAYED .. queue, unpack(ids))
+  return #ids
+end
+
+-- The owner's entry stays until somebody else claims the job: until then its owner may
+-- still renew or settle, because nobody else has started it.
+local function take_back(queue, now)
+  local ids = redis.call('ZRANGEBYSCORE', LEASED .. queue, '-inf', now, 'LIMIT', 0, STEP)
+  if #ids == 0 then
+    return 0
+  end
+  local owners = redis.call('HMGET', OWNERS, unpack(ids))
+  for i, id in ipairs(ids) do
+    -- A lease without an owner is foreign data; the job waits like one that was just published.
+    local at = owners[i] and owner_place(owners[i])
+      or place(0, redis.call('HINCRBY', META, 'seq', 1))
+    redis.call('ZADD', READY .. queue, at, id)
+  end
+  redis.call('ZREM', LEASED .. queue, unpack(ids))
+  redis.call('HINCRBY', META, 'expired', #ids)
+  return #ids
+end
+
+local function head(key)
+  local first = redis.call('ZRANGE', key, 0, 0, 'WITHSCORES')
+  return tonumber(first[2])
+end
+
+local function sooner(a, b)
+  if a and b then
+    return math.min(a, b)
+  end
+  return a or b
+end
+
+local function upkeep(queue, now, hold, retention)
+  local moved = promote(queue, now)
+  if not hold or now >= hold then
+    moved = moved + take_back(queue, now)
+  end
+  forget_dead(queue, redis.call('ZRANGEBYSCORE', DEAD .. queue, '-inf', now - retention,
+    'LIMIT', 0, STEP))
+  if moved > 0 then
+    arm(queue)
+  end
+  local lease = head(LEASED .. queue)
+  if lease and hold then
+    lease = math.max(lease, hold)
+  end
+  local dead = head(DEAD .. queue)
+  local next = sooner(sooner(head(DELAYED .. queue), lease), dead and dead + retention + 1)
+  if next then
+    redis.call('ZADD', ALARMS, next, queue)
+  else
+    redis.call('ZREM', ALARMS, queue)
+  end
+end

@@ -1,0 +1,127 @@
+"""Loads the Lua scripts and turns calls of them into commands and values.
+
+An operation is one file under ``lua/ops``.  It names what it needs with comment lines
+``-- @include <file of lua/lib>``; every file is included once, before its first user.
+The names of :data:`kombu_reliable.keys.FAMILIES` that a script uses are declared at its top.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from typing import Any, Generic, TypeVar
+
+import redis.exceptions
+
+from kombu_reliable.errors import LayoutError, ReliableError, ServerFull
+from kombu_reliable.keys import FAMILIES, LAYOUT
+
+__all__ = ('Argument', 'Call', 'Script', 'all_scripts', 'script', 'translate')
+
+T = TypeVar('T')
+Argument = str | bytes | int | float
+
+_INCLUDE = re.compile(r'^-- @include (\w+)$', re.MULTILINE)
+
+
+@dataclass(frozen=True, slots=True)
+class Script:
+    """One operation: its Lua text and the digest by which a server knows it."""
+
+    name: str
+    text: str
+    sha: str
+
+
+@dataclass(frozen=True, slots=True)
+class Call(Generic[T]):
+    """One call of a script: the command to send and how to read its reply.
+
+    Blocking and event-driven code send the same calls, so an operation's encoding exists once.
+
+    Args:
+        script: the operation.
+        meta: the ``meta`` key of the shard; the script derives all others from it.
+        args: arguments behind the injected time.
+        decode: turns the raw reply into a value.
+    """
+
+    script: Script
+    meta: str
+    args: tuple[Argument, ...]
+    decode: Callable[[Any], T]
+    now: str = ''
+
+    def command(self) -> tuple[Argument, ...]:
+        return ('EVALSHA', self.script.sha, 1, self.meta, self.now, *self.args)
+
+
+def _read(folder: str, name: str) -> str:
+    return files('kombu_reliable').joinpath('lua', folder, f'{name}.lua').read_text('utf-8')
+
+
+def _included(text: str, done: set[str], open_: tuple[str, ...]) -> Iterator[str]:
+    for name in _INCLUDE.findall(text):
+        if name in open_:
+            raise ReliableError(f'lua includes go in a circle: {" -> ".join((*open_, name))}')
+        if name not in done:
+            library = _read('lib', name)
+            yield from _included(library, done, (*open_, name))
+            done.add(name)
+            yield library
+
+
+def _declarations(text: str) -> str:
+    """Declares the key families that ``text`` uses; concatenating all would cost each call."""
+    used = [name for name in FAMILIES if name != 'META' and re.search(rf'\b{name}\b', text)]
+    lines = ['local META = KEYS[1]', f"local LAYOUT = '{LAYOUT}'"]
+    if used:
+        lines.append(f'local PREFIX = string.sub(META, 1, -{len(FAMILIES["META"]) + 1})')
+    lines.extend(f"local {name} = PREFIX .. '{FAMILIES[name]}'" for name in used)
+    return '\n'.join(lines) + '\n'
+
+
+@cache
+def script(name: str) -> Script:
+    """Returns the operation ``name`` with its includes resolved.
+
+    Raises:
+        FileNotFoundError: there is no such operation or library.
+        ReliableError: libraries include each other in a circle.
+
+    Example:
+        >>> script('claim').name
+        'claim'
+    """
+    operation = _read('ops', name)
+    body = ''.join(_included(operation, set(), (name,))) + operation
+    text = _declarations(body) + body
+    return Script(name, text, hashlib.sha1(text.encode()).hexdigest())
+
+
+@cache
+def all_scripts() -> tuple[Script, ...]:
+    """All operations of the package."""
+    folder = files('kombu_reliable').joinpath('lua', 'ops')
+    names = sorted(entry.name[: -len('.lua')] for entry in folder.iterdir())
+    return tuple(script(name) for name in names)
+
+
+def translate(error: redis.exceptions.ResponseError) -> Exception:
+    """Maps an error reply of a script to an exception of this package.
+
+    What is not ours comes back unchanged.
+    """
+    text = str(error)
+    if text.startswith('KRLAYOUT '):
+        return LayoutError(text.partition(' ')[2].partition(' script:')[0])
+    if isinstance(error, redis.exceptions.OutOfMemoryError) or 'OOM command' in text:
+        return ServerFull(
+            'the server has reached its maxmemory and refused to store a message; '
+            'raise maxmemory or let the workers empty the queues'
+        )
+    return error

@@ -1,0 +1,128 @@
+"""Each script as a typed function: Python values in, a :class:`Call` out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from kombu_reliable.keys import Keys
+from kombu_reliable.options import Options
+from kombu_reliable.scripts import Argument, Call, script
+from kombu_reliable.types import Claimed, Delivery, Outgoing, Settlement, Status
+
+__all__ = (
+    'CLAIM_LIMIT',
+    'PUBLISH_LIMIT',
+    'RENEW_LIMIT',
+    'SETTLE_LIMIT',
+    'Operations',
+)
+
+# What one call may carry; together with the cost of a step this keeps it under 5 ms.
+PUBLISH_LIMIT = 200
+CLAIM_LIMIT = 100
+SETTLE_LIMIT = 300
+RENEW_LIMIT = 300
+
+# How a record begins, see lua/lib/record.lua.
+_QUEUE_LENGTH = slice(17, 21)
+_RECORD_HEAD = 21
+
+
+def _texts(reply: Sequence[bytes]) -> tuple[str, ...]:
+    return tuple(item.decode() for item in reply)
+
+
+def _statuses(reply: Sequence[int]) -> tuple[Status, ...]:
+    return tuple(Status(item) for item in reply)
+
+
+def _envelope(record: bytes) -> bytes:
+    try:
+        return record[_RECORD_HEAD + int(record[_QUEUE_LENGTH]) :]
+    except ValueError:
+        return record  # damaged: the other messages of the reply must not suffer
+
+
+class Operations:
+    """Encodes the operations of one shard.
+
+    Args:
+        keys: where the shard lives.
+        options: lease, limits and retention go into the calls.
+        now: injected time in milliseconds, for tests; None means the server's clock.
+    """
+
+    def __init__(self, keys: Keys, options: Options, now: int | None = None) -> None:
+        self.keys = keys
+        self.options = options
+        self.now = now
+        self._lease = round(options.lease * 1000)
+        self._retention = round(options.failed_retention * 1000)
+
+    def _call(self, name: str, decode: Any, *args: Argument) -> Call[Any]:
+        now = '' if self.now is None else str(self.now)
+        return Call(script(name), self.keys.meta, args, decode, now)
+
+    def publish(
+        self, lane: str, first: int, messages: Sequence[Outgoing]
+    ) -> Call[tuple[str, ...]]:
+        """Stores messages; the value is the key of each, ``''`` if it was stored before."""
+        args: list[Argument] = [lane, first]
+        for message in messages:
+            args += [message.id, message.queue, message.rank, message.due, message.envelope]
+        return self._call('publish', _texts, *args)
+
+    def claim(
+        self, worker: str, token: str, credit: int, queues: Sequence[str]
+    ) -> Call[Claimed]:
+        """Leases up to ``credit`` messages from ``queues``, asked in this order."""
+
+        def decode(reply: Sequence[Any]) -> Claimed:
+            now, left, wake_at = reply[:3]
+            deliveries = tuple(
+                Delivery(
+                    queue=queues[reply[at] - 1],
+                    id=reply[at + 1].decode(),
+                    token=f'{token}.{number}',
+                    deliveries=int(reply[at + 2]),
+                    envelope=_envelope(reply[at + 3]),
+                )
+                for number, at in enumerate(range(3, len(reply), 4), 1)
+            )
+            wake_in = max(0.0, (wake_at - now) / 1000) if wake_at else None
+            return Claimed(deliveries, bool(left), wake_in)
+
+        options = self.options
+        return self._call(
+            'claim', decode, worker, token, self._lease, min(credit, CLAIM_LIMIT),
+            options.delivery_limit, self._retention, options.failed_limit, *queues,
+        )  # fmt: skip
+
+    def renew(self, held: Sequence[tuple[str, str, str]]) -> Call[tuple[Status, ...]]:
+        """Extends the leases of ``(queue, id, token)`` triples."""
+        flat = [field for triple in held for field in triple]
+        return self._call('renew', _statuses, self._lease, *flat)
+
+    def settle(self, settlements: Sequence[Settlement]) -> Call[tuple[Status, ...]]:
+        """Ends deliveries."""
+        args: list[Argument] = [self._retention, self.options.failed_limit]
+        for one in settlements:
+            args += [one.verdict.value, one.queue, one.id, one.token, one.reason]
+        return self._call('settle', _statuses, *args)
+
+    def purge(self, queue: str) -> Call[int]:
+        """Deletes a bounded number of waiting jobs; 0 when none is left."""
+        return self._call('purge', int, queue)
+
+    def fanout(self, exchange: str, routing_key: str, envelope: bytes) -> Call[bool]:
+        """Appends to the exchange's stream; False if nobody listens."""
+        life = round(self.options.fanout_life * 1000)
+        return self._call(
+            'fanout', bool, exchange, routing_key, envelope, self.options.fanout_maxlen, life
+        )
+
+    def listen(self, exchange: str, queue: str) -> Call[str]:
+        """Enters ``queue`` as a listener; the value is the position to read from."""
+        life = round(self.options.fanout_life * 1000)
+        return self._call('listen', bytes.decode, exchange, queue, life)

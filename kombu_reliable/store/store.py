@@ -1,0 +1,136 @@
+"""Runs operations over a blocking client."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import redis
+import redis.exceptions
+
+from kombu_reliable.errors import LayoutError
+from kombu_reliable.keys import LAYOUT
+from kombu_reliable.scripts import Call, all_scripts, translate
+from kombu_reliable.store.operations import Operations
+from kombu_reliable.types import QueueCounts
+
+__all__ = ('Store',)
+
+T = TypeVar('T')
+
+
+class Store:
+    """The blocking facade; safe to share between threads.
+
+    Args:
+        client: a client that neither retries nor decodes; see :mod:`kombu_reliable.client`.
+        operations: encodes the calls.
+
+    Example:
+        >>> store.run(store.operations.purge('celery'))
+        200
+    """
+
+    def __init__(self, client: redis.Redis, operations: Operations) -> None:
+        self.client = client
+        self.operations = operations
+        self.keys = operations.keys
+
+    def run(self, call: Call[T]) -> T:
+        """Sends one call and returns its value.
+
+        Raises:
+            LayoutError: the data is of another version.
+            ServerFull: the server has no memory left for a publish.
+            redis.exceptions.RedisError: everything else, unchanged.
+        """
+        return self.run_all([call])[0]
+
+    def run_all(self, calls: Sequence[Call[T]]) -> list[T]:
+        """Sends calls in one round trip and returns their values.
+
+        Only calls that the server did not know are sent again: a second claim would lease more.
+        """
+        replies = self._send(calls)
+        unknown = [
+            number
+            for number, reply in enumerate(replies)
+            if isinstance(reply, redis.exceptions.NoScriptError)
+        ]
+        if unknown:
+            self.load_scripts()
+            again = self._send([calls[number] for number in unknown])
+            for number, reply in zip(unknown, again, strict=True):
+                replies[number] = reply
+        for reply in replies:
+            if isinstance(reply, redis.exceptions.ResponseError):
+                raise translate(reply) from reply
+        return [call.decode(reply) for call, reply in zip(calls, replies, strict=True)]
+
+    def _send(self, calls: Sequence[Call[T]]) -> list[Any]:
+        if len(calls) == 1:
+            try:
+                return [self.client.execute_command(*calls[0].command())]
+            except redis.exceptions.ResponseError as error:
+                return [error]
+        with self.client.pipeline(transaction=False) as pipe:
+            for call in calls:
+                pipe.execute_command(*call.command())
+            return pipe.execute(raise_on_error=False)
+
+    def load_scripts(self) -> None:
+        """Makes the server know all operations."""
+        with self.client.pipeline(transaction=False) as pipe:
+            for script in all_scripts():
+                pipe.execute_command('SCRIPT', 'LOAD', script.text)
+            pipe.execute()
+
+    def check_layout(self) -> None:
+        """Raises :class:`LayoutError` if the data was written by an unknown version."""
+        version: Any = self.client.hget(self.keys.meta, 'v')
+        if version is not None and version.decode() != LAYOUT:
+            raise LayoutError(
+                f'the data has layout {version.decode()}, '
+                f'this version of kombu_reliable reads layout {LAYOUT}'
+            )
+
+    # -- queues ------------------------------------------------------------------
+
+    def counts(self, queue: str) -> QueueCounts:
+        """Counts the jobs of a queue by state."""
+        keys = self.keys
+        with self.client.pipeline(transaction=False) as pipe:
+            for spell in (keys.ready, keys.delayed, keys.leased, keys.dead):
+                pipe.zcard(spell(queue))
+            return QueueCounts(*pipe.execute())
+
+    def purge(self, queue: str, progress: Callable[[int], None] | None = None) -> int:
+        """Deletes everything that waits in a queue, ready and delayed.
+
+        Args:
+            queue: name of the queue.
+            progress: called with the number deleted so far after each bounded step.
+        """
+        total = 0
+        while deleted := self.run(self.operations.purge(queue)):
+            total += deleted
+            if progress is not None:
+                progress(total)
+        return total
+
+    # -- bindings ----------------------------------------------------------------
+
+    def bind(self, exchange: str, binding: str) -> None:
+        self.client.sadd(self.keys.bindings(exchange), binding)
+
+    def unbind(self, exchange: str, binding: str) -> None:
+        self.client.srem(self.keys.bindings(exchange), binding)
+
+    def bindings(self, exchange: str) -> list[str]:
+        members: Any = self.client.smembers(self.keys.bindings(exchange))
+        return sorted(member.decode() for member in members)
+
+    # -- fanout ------------------------------------------------------------------
+
+    def stop_listening(self, exchange: str, queue: str) -> None:
+        self.client.zrem(self.keys.listeners(exchange), queue)

@@ -1,0 +1,336 @@
+"""The kombu channel: routes, publishes, consumes and settles."""
+
+from __future__ import annotations
+
+import json
+import logging
+import secrets
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from kombu.exceptions import InconsistencyError
+from kombu.transport import virtual
+from kombu.utils.scheduling import cycle_by_name
+
+from kombu_reliable import hooks
+from kombu_reliable.envelope import CorruptEnvelope
+from kombu_reliable.store import Store
+from kombu_reliable.store.operations import PUBLISH_LIMIT
+from kombu_reliable.transport.lanes import next_nonce
+from kombu_reliable.transport.messages import (
+    NONCE,
+    envelope,
+    open_envelope,
+    outgoing,
+    payload,
+)
+from kombu_reliable.transport.qos import QoS
+from kombu_reliable.types import Delivery, Outgoing
+
+if TYPE_CHECKING:
+    from kombu_reliable.transport.transport import Transport
+
+__all__ = ('Channel',)
+
+logger = logging.getLogger('kombu_reliable')
+
+
+@dataclass(frozen=True, slots=True)
+class Consumer:
+    """Somebody who consumes a queue."""
+
+    tag: str
+    queue: str
+    callback: Callable[[Any], Any]
+    no_ack: bool
+
+
+class Channel(virtual.Channel):
+    """A channel over leased delivery."""
+
+    QoS = QoS
+    supports_fanout = True
+    #: Bodies travel as the bytes that they are.
+    body_encoding = None
+    from_transport_options = ()
+    max_priority = 255
+    #: kombu would restore by itself what our close gives back.
+    do_restore = False
+
+    connection: Transport
+    qos: QoS
+
+    def __init__(self, connection: Transport, **kwargs: Any) -> None:
+        self.endpoint = connection.endpoint
+        self.keeper = self.endpoint.keeper
+        self._by_tag: dict[str, Consumer] = {}
+        self._turns = cycle_by_name(self.endpoint.options.queue_order_strategy)()
+        super().__init__(connection, **kwargs)
+
+    @property
+    def store(self) -> Store:
+        return self.endpoint.store
+
+    # -- publishing --------------------------------------------------------------
+
+    def basic_publish(
+        self, message: dict[str, Any], exchange: str, routing_key: str, **kwargs: Any
+    ) -> None:
+        """Publishes a message.
+
+        Raises:
+            InvalidMessage: its priority, eta or delay makes no sense.
+            ServerFull: the server has no memory left; nothing was stored.
+            InconsistencyError: no queue is bound to the exchange.
+        """
+        if exchange and self.typeof(exchange).type == 'fanout':
+            self._publish_fanout(message, exchange, routing_key)
+            return
+        options = self.endpoint.options
+        self._publish(
+            message['properties'],
+            [
+                outgoing(message, queue, exchange, routing_key, options)
+                for queue in self._route(exchange, routing_key)
+            ],
+        )
+
+    def _route(self, exchange: str, routing_key: str) -> list[str]:
+        return sorted(queue for queue in self._lookup(exchange, routing_key) if queue)
+
+    def _publish(self, properties: dict[str, Any], messages: list[Outgoing]) -> None:
+        """kombu repeats a publish with the same properties, so its number waits there."""
+        nonce = properties.get(NONCE)
+        if nonce is None or nonce.count != len(messages):
+            nonce = properties[NONCE] = next_nonce(len(messages))
+        operations = self.store.operations
+        self.store.run_all(
+            [
+                operations.publish(
+                    nonce.lane, nonce.first + at, messages[at : at + PUBLISH_LIMIT]
+                )
+                for at in range(0, len(messages), PUBLISH_LIMIT)
+            ]
+        )
+        # Whoever sends the same message once more on purpose gets a number of its own.
+        del properties[NONCE]
+
+    def _publish_fanout(
+        self, message: Mapping[str, Any], exchange: str, routing_key: str
+    ) -> None:
+        sealed = envelope(message, message['headers'], '', exchange, routing_key)
+        self.store.run(self.store.operations.fanout(exchange, routing_key, sealed))
+
+    # -- consuming ---------------------------------------------------------------
+
+    @property
+    def queues(self) -> list[str]:
+        """The queues that this channel consumes and that hold messages themselves."""
+        return [
+            queue
+            for queue in dict.fromkeys(one.queue for one in self._by_tag.values())
+            if queue not in self.connection.fanout_bindings
+        ]
+
+    def queue_order(self) -> list[str]:
+        """The queues in the order in which this claim asks them."""
+        queues = self.queues
+        self._turns.update(queues)
+        order: list[str] = list(self._turns.consume(len(queues)))
+        if order:
+            self._turns.rotate(order[0])
+        return order
+
+    def basic_consume(
+        self,
+        queue: str,
+        no_ack: bool,
+        callback: Callable[[Any], Any],
+        consumer_tag: str,
+        **kwargs: Any,
+    ) -> None:
+        """Starts a consumer of ``queue``."""
+        self._by_tag[consumer_tag] = Consumer(consumer_tag, queue, callback, no_ack)
+        self._consumers.add(consumer_tag)
+        fanout = self.connection.fanout_bindings.get(queue)
+        if fanout is None:
+            self.connection.poller.add(self)
+        else:
+            self.connection.fanout.subscribe(self, queue, *fanout)
+
+    def basic_cancel(self, consumer_tag: str) -> None:
+        """Ends a consumer; what it was given and has not started goes back to its place."""
+        consumer = self._by_tag.pop(consumer_tag, None)
+        self._consumers.discard(consumer_tag)
+        if consumer is None or any(self._consumers_of(consumer.queue)):
+            return
+        if consumer.queue in self.connection.fanout_bindings:
+            self._stop_listening(consumer.queue)
+            return
+        for delivery in self.connection.poller.remove(self, consumer.queue):
+            self.qos.release(delivery.token)
+        self._release_unstarted(consumer.queue)
+        self.connection.poller.flush()
+
+    def _release_unstarted(self, queue: str | None = None) -> None:
+        tags = self.qos.tags
+        if queue is not None:
+            tags = frozenset(tag for tag in tags if self.keeper.queue_of(tag) == queue)
+        for tag in tags - hooks.started(tags):
+            self.qos.release(tag)
+
+    def _consumers_of(self, queue: str) -> Iterator[Consumer]:
+        return (one for one in self._by_tag.values() if one.queue == queue)
+
+    def deliver(self, delivery: Delivery) -> None:
+        """Hands a claimed message to a consumer of its queue; they take turns."""
+        consumer = next(self._consumers_of(delivery.queue), None)
+        if consumer is None or self.closed:
+            self.qos.release(delivery.token)
+            return
+        self._by_tag[consumer.tag] = self._by_tag.pop(consumer.tag)
+        message = self._open(delivery)
+        if message is None:
+            return
+        if consumer.no_ack:
+            self.qos.ack(delivery.token)
+        consumer.callback(message)
+
+    def _open(self, delivery: Delivery) -> virtual.Message | None:
+        """Makes the message; what cannot be read goes to the dead letters."""
+        try:
+            message = self.Message(payload(delivery), channel=self)
+        except CorruptEnvelope as error:
+            logger.error(
+                'message %s in queue %r cannot be read and becomes a dead letter: %s',
+                delivery.id, delivery.queue, error,
+            )  # fmt: skip
+            self.qos.fail(delivery.token, 'corrupt')
+            return None
+        self.keeper.attach(delivery.token, message)
+        return message
+
+    def deliver_fanout(
+        self, queue: str, exchange: str, routing_key: str, sealed: bytes
+    ) -> None:
+        """Hands a fanout message to a consumer.  It has no lease: settling it does nothing."""
+        consumer = next(self._consumers_of(queue), None)
+        if consumer is None:
+            return
+        try:
+            raw = open_envelope(sealed, queue, str(uuid.uuid4()), 1)
+        except CorruptEnvelope as error:
+            logger.error('message in exchange %r cannot be read: %s', exchange, error)
+            return
+        raw['properties']['delivery_info'] |= {'exchange': exchange, 'routing_key': routing_key}
+        consumer.callback(self.Message(raw, channel=self))
+
+    def basic_get(self, queue: str, no_ack: bool = False, **kwargs: Any) -> Any:
+        """Takes one message, or None."""
+        token = secrets.token_urlsafe(9)
+        claimed = self.store.run(self.store.operations.claim('', token, 1, [queue]))
+        self.keeper.hold(claimed.deliveries)
+        for delivery in claimed.deliveries:
+            self.qos.reserve(delivery.token)
+            message = self._open(delivery)
+            if message is not None and no_ack:
+                self.qos.ack(delivery.token)
+            return message
+        return None
+
+    def drain_events(self, timeout: float | None = None, callback: Any = None) -> None:
+        self.connection.reactor.drain(timeout)
+
+    # -- queues, exchanges, bindings ---------------------------------------------
+
+    def _size(self, queue: str) -> int:
+        if queue in self.connection.fanout_bindings:
+            return 0
+        counts = self.store.counts(queue)
+        return counts.ready + counts.delayed
+
+    def _purge(self, queue: str) -> int:
+        return self.store.purge(queue)
+
+    def queue_delete(
+        self, queue: str, if_unused: bool = False, if_empty: bool = False, **kwargs: Any
+    ) -> None:
+        """Deletes what waits in a queue and its bindings."""
+        if if_empty and self._size(queue):
+            return
+        fanout = self.connection.fanout_bindings.get(queue)
+        if fanout is None:
+            for exchange, routing_key, _ in self.state.queue_bindings(queue):
+                self.store.unbind(exchange, _binding(routing_key, queue))
+            self.store.purge(queue)
+        else:
+            self._stop_listening(queue)
+            self.connection.fanout_bindings.pop(queue, None)
+        self.state.queue_bindings_delete(queue)
+
+    def _queue_bind(self, exchange: str, routing_key: str, pattern: str, queue: str) -> None:
+        if self.typeof(exchange).type == 'fanout':
+            since = self.store.run(self.store.operations.listen(exchange, queue))
+            self.connection.fanout_bindings[queue] = (exchange, routing_key, since)
+        else:
+            self.store.bind(exchange, _binding(routing_key, queue))
+
+    def queue_unbind(
+        self,
+        queue: str,
+        exchange: str | None = None,
+        routing_key: str = '',
+        arguments: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        """Removes a binding."""
+        exchange = exchange or 'amq.direct'
+        self.state.binding_delete(queue, exchange, routing_key)
+        if queue in self.connection.fanout_bindings:
+            self._stop_listening(queue)
+        else:
+            self.store.unbind(exchange, _binding(routing_key, queue))
+
+    def _stop_listening(self, queue: str) -> None:
+        self.connection.fanout.unsubscribe(self, queue)
+        exchange = self.connection.fanout_bindings[queue][0]
+        self.store.stop_listening(exchange, queue)
+
+    def get_table(self, exchange: str) -> list[tuple[str, str | None, str]]:
+        """The bindings of an exchange, as all processes have made them.
+
+        Raises:
+            InconsistencyError: there are none; a message would be lost.
+        """
+        bindings = self.store.bindings(exchange)
+        if not bindings:
+            raise InconsistencyError(
+                f'cannot route to exchange {exchange!r}: no queue is bound to it'
+            )
+        kind = self.typeof(exchange)
+        return [
+            kind.prepare_bind(queue, exchange, routing_key, None)
+            for routing_key, queue in map(json.loads, bindings)
+        ]
+
+    # -- end ---------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Cancels the consumers and gives back what has not been started.
+
+        What has started stays leased: its settlement outlives the channel.
+        """
+        if self.closed:
+            return
+        for tag in list(self._by_tag):
+            self.basic_cancel(tag)
+        self._release_unstarted()
+        self.connection.poller.flush()
+        self.closed = True
+        self.connection.close_channel(self)
+
+
+def _binding(routing_key: str, queue: str) -> str:
+    return json.dumps([routing_key, queue])

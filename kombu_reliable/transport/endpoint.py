@@ -1,0 +1,104 @@
+"""What all connections of a process to one server share."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from dataclasses import fields
+from functools import cached_property
+
+import redis
+import redis.exceptions
+
+from kombu_reliable.client import connect_client, open_connection
+from kombu_reliable.errors import AccessRefused, UnsupportedServer
+from kombu_reliable.keys import Keys
+from kombu_reliable.options import Options
+from kombu_reliable.store import Operations, Store
+from kombu_reliable.transport.keeper import Keeper
+from kombu_reliable.transport.line import REFUSALS, Line, ServerLine, SimulatedLine
+from kombu_reliable.urls import ServerURL
+
+__all__ = ('Endpoint', 'endpoint_for')
+
+OLDEST_REDIS = (6, 2)
+OLDEST_VALKEY = (7, 2)
+
+
+
+class Endpoint:
+    """A server and namespace, its store and its keeper.
+
+    Args:
+        url: the server, with its password.
+        options: parsed transport options.
+    """
+
+    def __init__(self, url: ServerURL, options: Options) -> None:
+        self.url = url
+        self.options = options
+        self.operations = Operations(Keys(url.db, options.global_keyprefix), options)
+
+    @cached_property
+    def store(self) -> Store:
+        return Store(connect_client(self.url, self.options), self.operations)
+
+    @cached_property
+    def keeper(self) -> Keeper:
+        # A client of its own: the keeper must not wait for publishers' connections.
+        url, options, operations = self.url, self.options, self.operations
+        return Keeper(lambda: Store(connect_client(url, options), operations), options.lease)
+
+    def open_line(self, connect_timeout: float | None = None) -> Line:
+        """Opens a connection for the event loop."""
+        if self.url.kind == 'fakeredis':
+            return SimulatedLine(connect_client(self.url, self.options))
+        return ServerLine(
+            open_connection(self.url, self.options, connect_timeout=connect_timeout)
+        )
+
+    def verify(self) -> None:
+        """Connects once and makes sure that this server and its data can be used.
+
+        Raises:
+            AccessRefused: wrong password or missing rights.
+            UnsupportedServer: the server is too old.
+            LayoutError: the data is of another version.
+            redis.exceptions.ConnectionError: nobody answers; waiting may help.
+        """
+        try:
+            if self.url.kind != 'fakeredis':
+                _check_version(self.store.client)
+            self.store.check_layout()
+            self.store.load_scripts()
+        except REFUSALS as error:
+            raise AccessRefused(f'{self.url} refuses access: {error}') from None
+
+
+def _check_version(client: redis.Redis) -> None:
+    info = client.info('server')
+    if 'valkey_version' in info:
+        name, version, oldest = 'Valkey', info['valkey_version'], OLDEST_VALKEY
+    else:
+        name, version, oldest = 'Redis', info['redis_version'], OLDEST_REDIS
+    numbers = tuple(int(part) for part in str(version).split('.')[:2])
+    if numbers < oldest:
+        raise UnsupportedServer(
+            f'the server is {name} {version}; '
+            f'at least {".".join(map(str, oldest))} is needed'
+        )
+
+
+_endpoints: weakref.WeakValueDictionary[object, Endpoint] = weakref.WeakValueDictionary()
+_lock = threading.Lock()
+
+
+def endpoint_for(url: ServerURL, options: Options) -> Endpoint:
+    """The endpoint of this process for a URL; equal ones are shared."""
+    parts = tuple(repr(getattr(options, entry.name)) for entry in fields(options))
+    key = (url.format(url.password), parts)
+    with _lock:
+        endpoint = _endpoints.get(key)
+        if endpoint is None:
+            endpoint = _endpoints[key] = Endpoint(url, options)
+        return endpoint

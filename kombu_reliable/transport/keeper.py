@@ -1,0 +1,289 @@
+"""Keeps the leases of this process alive and its settlements safe.
+
+One keeper exists per process and server.  It owns the *registry*, who holds which delivery,
+and the *outbox*, what was settled but not yet confirmed.  Both are independent of connections
+and channels: losing those loses nothing.  Its thread renews leases and sends what the event
+loop had no time to send: under the solo pool, in a warm shutdown and after a closed channel
+nobody else would.
+"""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+import threading
+import time
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import redis.exceptions
+
+from kombu_reliable.errors import ReliableError
+from kombu_reliable.store import Store
+from kombu_reliable.store.operations import RENEW_LIMIT, SETTLE_LIMIT
+from kombu_reliable.types import Delivery, Settlement, Status, Verdict
+
+__all__ = ('Keeper', 'Posted')
+
+logger = logging.getLogger('kombu_reliable')
+
+#: How long a settlement may wait for the event loop before the keeper sends it.
+PATIENCE = 0.05
+
+#: How long the thread sleeps for nothing before it ends, in seconds.
+LINGER = 60.0
+
+#: How often a lasting failure is repeated in the log, in seconds.
+REPEAT_WARNING = 30.0
+
+
+class _Held:
+    """One delivery in the hands of this process."""
+
+    __slots__ = ('id', 'message', 'queue', 'settled', 'token')
+
+    def __init__(self, delivery: Delivery) -> None:
+        self.queue = delivery.queue
+        self.id = delivery.id
+        self.token = delivery.token
+        #: Has its verdict; kept until the server has confirmed it.
+        self.settled = False
+        #: None until it is handed out.
+        self.message: weakref.ref[Any] | None = None
+
+    def wanted(self) -> bool:
+        return self.settled or self.message is None or self.message() is not None
+
+
+@dataclass(slots=True)
+class Posted:
+    """A settlement on its way; ``sent`` if the server may have seen it already."""
+
+    settlement: Settlement
+    sent: bool = False
+
+
+class Keeper:
+    """The registry, the outbox, and the thread that serves both.
+
+    Args:
+        open_store: makes a store with a connection of the keeper's own; called when needed.
+        lease: length of a lease in seconds.
+    """
+
+    def __init__(self, open_store: Callable[[], Store], lease: float) -> None:
+        self._open_store = open_store
+        self._interval = lease / 3
+        self._reset()
+        _keepers.add(self)
+
+    @cached_property
+    def _store(self) -> Store:
+        return self._open_store()
+
+    def _reset(self) -> None:
+        self._held: dict[str, _Held] = {}
+        self._outbox: deque[Posted] = deque()
+        self._wake = threading.Event()
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+        self._next_renewal = 0.0
+        self._failing_since: float | None = None
+        self._next_warning = 0.0
+
+    # -- registry ----------------------------------------------------------------
+
+    def hold(self, deliveries: Iterable[Delivery]) -> None:
+        """Notes deliveries before the first of them is handed out."""
+        for delivery in deliveries:
+            self._held[delivery.token] = _Held(delivery)
+        with self._lock:
+            if self._thread is None:
+                self._next_renewal = time.monotonic() + self._interval
+                self._thread = threading.Thread(
+                    target=self._run, name='kombu-keeper', daemon=True
+                )
+                self._thread.start()
+        self._wake.set()
+
+    def attach(self, token: str, message: Any) -> None:
+        """From now on the delivery lives as long as somebody holds ``message``."""
+        held = self._held.get(token)
+        if held is not None:
+            held.message = weakref.ref(message)
+
+    def holds(self, token: str) -> bool:
+        return token in self._held
+
+    def queue_of(self, token: str) -> str | None:
+        held = self._held.get(token)
+        return held.queue if held else None
+
+    # -- outbox ------------------------------------------------------------------
+
+    def settle(self, token: str, verdict: Verdict, reason: str = '') -> None:
+        """Ends a delivery: one append, from any thread or signal handler, and never an error.
+
+        The first verdict counts; tokens that are not held are ignored.
+        """
+        held = self._held.get(token)
+        if held is None or held.settled:
+            return
+        held.settled = True
+        self._outbox.append(
+            Posted(Settlement(verdict, held.queue, held.id, held.token, reason))
+        )
+
+    @property
+    def pending(self) -> bool:
+        return bool(self._outbox)
+
+    def collect(self) -> list[Posted]:
+        """Takes settlements to send; each must come back through one of the next two calls."""
+        posted: list[Posted] = []
+        while self._outbox and len(posted) < SETTLE_LIMIT:
+            try:
+                posted.append(self._outbox.popleft())
+            except IndexError:
+                break
+        return posted
+
+    def confirmed(self, posted: Sequence[Posted], statuses: Sequence[Status]) -> None:
+        """The server has answered."""
+        for item, status in zip(posted, statuses, strict=True):
+            settlement = item.settlement
+            self._held.pop(settlement.token, None)
+            if status is Status.FENCED or (status is Status.UNHELD and not item.sent):
+                logger.warning(
+                    'late %s of %s from queue %r changed nothing: its lease was lost%s',
+                    settlement.verdict.value, settlement.id, settlement.queue,
+                    ' and another worker has it' if status is Status.FENCED else '',
+                )  # fmt: skip
+
+    def put_back(self, posted: Sequence[Posted]) -> None:
+        """No answer came; the server may or may not have seen them."""
+        for item in reversed(posted):
+            item.sent = True
+            self._outbox.appendleft(item)
+
+    # -- renewal -----------------------------------------------------------------
+
+    def leases(self) -> list[tuple[str, str, str]]:
+        """``(queue, id, token)`` of everything that somebody here still wants."""
+        alive = []
+        for token, held in list(self._held.items()):
+            if held.wanted():
+                alive.append((held.queue, held.id, token))
+            else:
+                # Nobody can settle it any more; its lease ends by itself.
+                self._held.pop(token, None)
+        return alive
+
+    def renewed(
+        self, leases: Sequence[tuple[str, str, str]], statuses: Sequence[Status]
+    ) -> None:
+        for (queue, job, token), status in zip(leases, statuses, strict=True):
+            held = self._held.get(token)
+            if status is Status.DONE or held is None or held.settled:
+                continue
+            self._held.pop(token, None)
+            logger.warning(
+                'lost the lease of %s from queue %r%s', job, queue,
+                ': another worker has it' if status is Status.FENCED else ': it was removed',
+            )  # fmt: skip
+
+    # -- the thread --------------------------------------------------------------
+
+    def _run(self) -> None:
+        while self._has_work():
+            time.sleep(PATIENCE)
+            try:
+                self.flush()
+                self._renew_if_due()
+                self._recovered()
+            except (redis.exceptions.RedisError, OSError, ReliableError) as error:
+                self._failed(error)
+
+    def _has_work(self) -> bool:
+        """Sleeps while nothing is held; False ends the thread after a long sleep."""
+        while not self._held and not self._outbox:
+            self._wake.clear()
+            # What was noted before the clear is seen here, what comes later sets it again.
+            if self._held or self._wake.wait(LINGER):
+                self._next_renewal = time.monotonic() + self._interval
+                continue
+            with self._lock:
+                if not self._held:
+                    self._thread = None
+                    return False
+        return True
+
+    def flush(self) -> None:
+        """Sends what is in the outbox and waits for the answer."""
+        while posted := self.collect():
+            try:
+                call = self._store.operations.settle([item.settlement for item in posted])
+                statuses = self._store.run(call)
+            except BaseException:
+                self.put_back(posted)
+                raise
+            self.confirmed(posted, statuses)
+
+    def _renew_if_due(self) -> None:
+        if time.monotonic() < self._next_renewal:
+            return
+        self.renew()
+        self._next_renewal = time.monotonic() + self._interval
+
+    def renew(self) -> None:
+        """Renews every lease now."""
+        leases = self.leases()
+        batches = [leases[i : i + RENEW_LIMIT] for i in range(0, len(leases), RENEW_LIMIT)]
+        if not batches:
+            return
+        operations = self._store.operations
+        answers = self._store.run_all([operations.renew(batch) for batch in batches])
+        for batch, statuses in zip(batches, answers, strict=True):
+            self.renewed(batch, statuses)
+
+    def _failed(self, error: Exception) -> None:
+        now = time.monotonic()
+        if self._failing_since is None:
+            self._failing_since, self._next_warning = now, now
+        if now >= self._next_warning:
+            self._next_warning = now + REPEAT_WARNING
+            logger.warning('cannot renew leases (%s); trying on', error)
+        time.sleep(min(0.5, self._interval / 4))
+
+    def _recovered(self) -> None:
+        if self._failing_since is not None:
+            logger.warning(
+                'renewing leases again after %.1f s', time.monotonic() - self._failing_since
+            )
+            self._failing_since = None
+
+
+_keepers: weakref.WeakSet[Keeper] = weakref.WeakSet()
+
+
+def _forget_in_child() -> None:
+    """What a process holds is not its children's: they must neither renew nor settle it."""
+    for keeper in list(_keepers):
+        keeper._reset()
+
+
+def _flush_at_exit() -> None:
+    for keeper in list(_keepers):
+        try:
+            keeper.flush()
+        except Exception as error:
+            logger.warning('settlements were not sent at exit: %s', error)
+
+
+os.register_at_fork(after_in_child=_forget_in_child)
+atexit.register(_flush_at_exit)

@@ -1,0 +1,79 @@
+"""Numbers for publishes, so that a repeated one is known as such.
+
+Every thread that publishes owns a lane and numbers what it sends in it one by one.  A thread
+repeats a publish before it makes the next one, so the server needs to remember only the last
+number of each lane.  A thread that ends leaves its lane to the next one: the number of lanes
+is that of threads that publish at the same time.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import threading
+from collections import deque
+from dataclasses import dataclass, field
+
+__all__ = ('Nonce', 'next_nonce')
+
+
+@dataclass(frozen=True, slots=True)
+class Nonce:
+    """The numbers ``first`` to ``first + count - 1`` of a lane."""
+
+    lane: str
+    first: int
+    count: int
+
+
+@dataclass(slots=True)
+class _Lane:
+    id: str = field(default_factory=lambda: secrets.token_urlsafe(9))
+    last: int = 0
+
+
+class _Tenancy:
+    """A thread's hold on a lane; it dies with the thread's locals."""
+
+    def __init__(self, vacant: deque[_Lane]) -> None:
+        self._vacant = vacant
+        try:
+            self.lane = vacant.pop()
+        except IndexError:
+            self.lane = _Lane()
+
+    def __del__(self) -> None:
+        self._vacant.append(self.lane)
+
+
+class _Lanes:
+    def __init__(self) -> None:
+        self.vacant: deque[_Lane] = deque()
+        self.local = threading.local()
+
+    def current(self) -> _Lane:
+        try:
+            tenancy: _Tenancy = self.local.tenancy
+        except AttributeError:
+            tenancy = self.local.tenancy = _Tenancy(self.vacant)
+        return tenancy.lane
+
+
+_lanes = _Lanes()
+
+
+def _start_anew() -> None:
+    """A forked child must not continue its parent's lanes."""
+    global _lanes
+    _lanes = _Lanes()
+
+
+os.register_at_fork(after_in_child=_start_anew)
+
+
+def next_nonce(count: int = 1) -> Nonce:
+    """Takes the next ``count`` numbers of this thread's lane."""
+    lane = _lanes.current()
+    first = lane.last + 1
+    lane.last += count
+    return Nonce(lane.id, first, count)

@@ -1,0 +1,152 @@
+"""A connection on which requests are sent ahead and replies are handled as they come."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import redis
+import redis.exceptions
+from redis.connection import AbstractConnection
+
+from kombu_reliable.errors import ConnectionLost
+from kombu_reliable.scripts import Argument
+
+__all__ = ('LOST', 'REFUSALS', 'Line', 'Request', 'ServerLine', 'SimulatedLine')
+
+#: What reconnecting can mend.
+LOST = (redis.exceptions.ConnectionError, redis.exceptions.TimeoutError, OSError, ConnectionLost)
+
+#: What it cannot mend.  Some of these are connection errors to redis-py: ask for them first.
+REFUSALS = (
+    redis.exceptions.AuthenticationError,
+    redis.exceptions.AuthorizationError,
+    redis.exceptions.NoPermissionError,
+)
+
+
+def _ignore(*_: Any) -> None:
+    pass
+
+
+@dataclass(slots=True)
+class Request:
+    """A command and what to do with its fate.
+
+    Args:
+        command: the words of the command.
+        accept: called with the reply; an error reply comes as an exception object.
+        abandon: called instead if the connection goes before the reply was read.
+    """
+
+    command: tuple[Argument, ...]
+    accept: Callable[[Any], None] = _ignore
+    abandon: Callable[[], None] = _ignore
+    sent_at: float = 0.0
+
+
+class Line(Protocol):
+    """What the transport needs of a connection."""
+
+    def send(self, requests: Sequence[Request]) -> None:
+        """Writes all requests at once."""
+
+    def receive(self) -> None:
+        """Handles the replies that have arrived; raises one of LOST."""
+
+    def receive_all(self, timeout: float) -> None:
+        """Waits until every reply has been handled; raises one of LOST."""
+
+    def fileno(self) -> int | None:
+        """What to poll; None if replies are there at once."""
+
+    def waiting_since(self) -> float | None:
+        """When the oldest unanswered request was sent, on the monotonic clock."""
+
+    def close(self) -> None:
+        """Drops the connection and abandons what is unanswered."""
+
+
+class ServerLine:
+    """A line over a connection of redis-py."""
+
+    def __init__(self, connection: AbstractConnection) -> None:
+        self._connection = connection
+        self._fd: int = connection._sock.fileno()
+        self._unanswered: deque[Request] = deque()
+
+    def send(self, requests: Sequence[Request]) -> None:
+        now = time.monotonic()
+        for request in requests:
+            request.sent_at = now
+        self._unanswered.extend(requests)
+        packed = self._connection.pack_commands([request.command for request in requests])
+        self._connection.send_packed_command(packed, check_health=False)
+
+    def receive(self) -> None:
+        # Readable without a question asked: the server has hung up, and reading says so.
+        while self._connection.can_read(timeout=0):
+            self._receive_one()
+
+    def receive_all(self, timeout: float) -> None:
+        deadline = time.monotonic() + timeout
+        while self._unanswered:
+            if not self._connection.can_read(timeout=max(0.0, deadline - time.monotonic())):
+                raise ConnectionLost(f'no reply within {timeout:g} s')
+            self._receive_one()
+
+    def _receive_one(self) -> None:
+        try:
+            reply = self._connection.read_response()
+        except redis.exceptions.ReadOnlyError as error:
+            raise ConnectionLost(str(error)) from error
+        except redis.exceptions.ResponseError as error:
+            reply = error
+        if not self._unanswered:
+            raise ConnectionLost('the server spoke without being asked')
+        self._unanswered.popleft().accept(reply)
+
+    def fileno(self) -> int | None:
+        return self._fd
+
+    def waiting_since(self) -> float | None:
+        return self._unanswered[0].sent_at if self._unanswered else None
+
+    def close(self) -> None:
+        self._connection.disconnect()
+        while self._unanswered:
+            self._unanswered.popleft().abandon()
+
+
+class SimulatedLine:
+    """A line to fakeredis, which lives in this process: every request is answered at once."""
+
+    def __init__(self, client: redis.Redis) -> None:
+        self._client = client
+        client.response_callbacks.clear()  # replies as they stand on the wire
+
+    def send(self, requests: Sequence[Request]) -> None:
+        for request in requests:
+            try:
+                reply = self._client.execute_command(*request.command)
+            except redis.exceptions.ResponseError as error:
+                reply = error
+            request.accept(reply)
+
+    def receive(self) -> None:
+        """Nothing is ever under way."""
+
+    def receive_all(self, timeout: float) -> None:
+        """Nothing is ever under way."""
+
+    def fileno(self) -> int | None:
+        return None
+
+    def waiting_since(self) -> float | None:
+        return None
+
+    def close(self) -> None:
+        self._client.close()

@@ -1,0 +1,151 @@
+"""From a kombu message to what the store keeps, and back to what a consumer gets."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+
+from kombu_reliable.envelope import pack_id, seal, unseal
+from kombu_reliable.errors import InvalidMessage
+from kombu_reliable.options import Options
+from kombu_reliable.types import Delivery, Outgoing
+
+__all__ = ('NONCE', 'envelope', 'open_envelope', 'outgoing', 'payload')
+
+#: Where a publish keeps its nonce between kombu's attempts.
+NONCE = 'x-nonce'
+
+#: Headers that speak to the transport: they end here, or a retry, which copies the headers of
+#: its run, would wait or count again.
+_CONSUMED = frozenset({'x-delay', 'x-delivery-count'})
+
+#: Properties that kombu sets anew at each end.
+_TRANSIENT = frozenset({'delivery_tag', 'body_encoding', 'delivery_info', NONCE})
+
+
+def outgoing(
+    message: Mapping[str, Any], queue: str, exchange: str, routing_key: str, options: Options
+) -> Outgoing:
+    """Prepares a message for one queue.
+
+    Raises:
+        InvalidMessage: priority, eta or ``x-delay`` make no sense.
+    """
+    headers = dict(message['headers'])
+    return Outgoing(
+        id=pack_id(_identity(headers)),
+        queue=queue,
+        rank=options.rank(_priority(message['properties'].get('priority'))),
+        due=_take_due(headers),
+        envelope=envelope(message, headers, queue, exchange, routing_key),
+    )
+
+
+def _identity(headers: Mapping[str, Any]) -> str:
+    """Celery's task id; a message that is no task gets an id of its own."""
+    task_id = headers.get('id')
+    if 'task' in headers and isinstance(task_id, str) and task_id:
+        return task_id
+    return str(uuid.uuid4())
+
+
+def _priority(value: Any) -> int:
+    if value is None:
+        return 0
+    try:
+        return int(value)
+    except (TypeError, ValueError, OverflowError):
+        raise InvalidMessage(f'priority {value!r} is not a number from 0 to 255') from None
+
+
+def _take_due(headers: dict[str, Any]) -> str:
+    """When the message is due; what was understood is taken out of the headers.
+
+    A time without a zone stays: only Celery knows in which zone the app lives, and its worker
+    waits for that time itself.
+    """
+    delay = headers.pop('x-delay', None)
+    if delay is not None:
+        return _relative(delay)
+    eta = headers.get('eta')
+    if eta is None:
+        return '0'
+    moment = _moment(eta)
+    if moment.tzinfo is None:
+        return '0'
+    headers['eta'] = None
+    return f'{moment.timestamp() * 1000:.0f}'
+
+
+def _relative(delay: Any) -> str:
+    try:
+        milliseconds = round(float(delay))
+    except (TypeError, ValueError, OverflowError):
+        milliseconds = -1
+    if milliseconds < 0 or milliseconds > 2**52:
+        raise InvalidMessage(f'x-delay {delay!r} is not a number of milliseconds, 0 or more')
+    return f'+{milliseconds}' if milliseconds else '0'
+
+
+def _moment(eta: Any) -> datetime:
+    if isinstance(eta, datetime):
+        return eta
+    try:
+        return datetime.fromisoformat(eta)
+    except (TypeError, ValueError):
+        raise InvalidMessage(f'eta {eta!r} is no date in ISO format') from None
+
+
+def envelope(
+    message: Mapping[str, Any],
+    headers: Mapping[str, Any],
+    queue: str,
+    exchange: str,
+    routing_key: str,
+) -> bytes:
+    """Packs a message; where it was sent is left out if its queue says it."""
+    properties = {
+        name: value for name, value in message['properties'].items() if name not in _TRANSIENT
+    }
+    head = [
+        message['content-type'],
+        message['content-encoding'],
+        {name: value for name, value in headers.items() if name not in _CONSUMED},
+        properties,
+    ]
+    if exchange or routing_key != queue:
+        head.append([exchange, routing_key])
+    body = message['body']
+    return seal(head, body if isinstance(body, bytes) else str(body).encode())
+
+
+def open_envelope(sealed: bytes, queue: str, tag: str, deliveries: int) -> dict[str, Any]:
+    """Unpacks an envelope into the dict from which kombu makes a message.
+
+    Raises:
+        CorruptEnvelope: these bytes are no envelope.
+    """
+    head, body = unseal(sealed)
+    content_type, content_encoding, headers, properties = head[:4]
+    exchange, routing_key = head[4] if len(head) > 4 else ('', queue)
+    headers['x-delivery-count'] = deliveries
+    properties['delivery_tag'] = tag
+    properties['delivery_info'] = {
+        'exchange': exchange,
+        'routing_key': routing_key,
+        'redelivered': deliveries > 1,
+    }
+    return {
+        'body': body,
+        'content-type': content_type,
+        'content-encoding': content_encoding,
+        'headers': headers,
+        'properties': properties,
+    }
+
+
+def payload(delivery: Delivery) -> dict[str, Any]:
+    """What kombu makes a delivered message from."""
+    return open_envelope(delivery.envelope, delivery.queue, delivery.token, delivery.deliveries)

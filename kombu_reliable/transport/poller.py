@@ -1,0 +1,387 @@
+"""Waits for messages and claims them, without blocking the event loop.
+
+Two connections: the *wire* carries scripts, which are answered at once; on the *bell* the
+server holds one blocking pop of the queues' wake markers.  Claims leave on the wire while the
+bell is held, so a due time never waits for a pop to end.
+"""
+
+from __future__ import annotations
+
+import math
+import secrets
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import redis.exceptions
+
+from kombu_reliable.errors import ConnectionLost
+from kombu_reliable.scripts import Call, translate
+from kombu_reliable.store.operations import RENEW_LIMIT
+from kombu_reliable.transport.endpoint import Endpoint
+from kombu_reliable.transport.line import LOST, Line, Request
+from kombu_reliable.transport.reconnect import Reconnect
+from kombu_reliable.types import Claimed, Delivery
+
+if TYPE_CHECKING:
+    from kombu_reliable.transport.channel import Channel
+
+__all__ = ('Poller',)
+
+T = TypeVar('T')
+
+#: Longest sleep for a wake marker: what an unlucky death between pop and claim can cost.
+LONGEST_SLEEP = 10.0
+
+#: A reply that is later than its timeout by this much will not come any more, in seconds.
+SLACK = 1.0
+
+#: Messages are handed out for so long before the event loop gets its turn, in seconds.
+SLICE = 0.005
+
+
+class Poller:
+    """Claims for the channels of one transport.
+
+    Args:
+        endpoint: the server.
+    """
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        self._endpoint = endpoint
+        self._operations = endpoint.operations
+        self._worker = secrets.token_urlsafe(6)
+        self._claims = 0
+        self._channels: deque[Channel] = deque()
+        #: Channels for which there may be work, as far as is known.
+        self._hungry: set[Channel] = set()
+        #: Queues whose marker was popped: somebody must claim there, with no credit if need be.
+        self._owed: set[str] = set()
+        self._inbox: deque[tuple[Channel, Delivery]] = deque()
+        self._reconnect = Reconnect(endpoint, 'consumer')
+        self._wire: Line | None = None
+        self._bell: Line | None = None
+        self._bell_id = 0
+        self._rings = False
+        self._claiming = False
+        self._due_at: float | None = None
+        self._sleep = min(LONGEST_SLEEP, endpoint.options.lease / 3)
+
+    # -- channels ----------------------------------------------------------------
+
+    def add(self, channel: Channel) -> None:
+        """A channel has a new consumer."""
+        if channel not in self._channels:
+            self._channels.append(channel)
+        self._hungry.add(channel)
+        self._hush()
+
+    def remove(self, channel: Channel, queue: str) -> list[Delivery]:
+        """A channel stops consuming a queue.
+
+        Returns:
+            What was claimed for it there and not handed out yet.
+        """
+        self._finish_claim()
+        if not channel.queues and channel in self._channels:
+            self._channels.remove(channel)
+            self._hungry.discard(channel)
+        self._hush(wait=True)
+        self._repay()
+        kept: deque[tuple[Channel, Delivery]] = deque()
+        withdrawn = []
+        for entry in self._inbox:
+            if entry[0] is channel and entry[1].queue == queue:
+                withdrawn.append(entry[1])
+            else:
+                kept.append(entry)
+        self._inbox = kept
+        return withdrawn
+
+    def flush(self) -> None:
+        """Sends the settlements that wait, without waiting for the answer."""
+        try:
+            if self._wire is not None:
+                self._ask(self._settlements())
+        except LOST as error:
+            self._lose(error)
+
+    # -- taking part in the reactor ----------------------------------------------
+
+    def lines(self) -> list[Line]:
+        return [line for line in (self._wire, self._bell) if line is not None]
+
+    def due_in(self) -> float | None:
+        now = time.monotonic()
+        if not self._connected():
+            return self._reconnect.retry_at - now if self._needed() else None
+        return None if self._due_at is None or self._claiming else self._due_at - now
+
+    def turn(self) -> None:
+        if not self._needed():
+            return
+        try:
+            self._check_silence()
+            if self._connected() or self._connect():
+                self._ask([*self._settlements(), *self._next_claim()])
+                self._listen()
+        except LOST as error:
+            self._lose(error)
+
+    def receive(self, line: Line) -> None:
+        try:
+            line.receive()
+        except LOST as error:
+            self._lose(error)
+
+    def has_messages(self) -> bool:
+        return bool(self._inbox)
+
+    def hand_out(self) -> bool:
+        end = time.monotonic() + SLICE
+        handed_out = False
+        while self._inbox:
+            channel, delivery = self._inbox.popleft()
+            channel.deliver(delivery)
+            handed_out = True
+            if time.monotonic() >= end:
+                break
+        return handed_out
+
+    def forget(self) -> None:
+        """Drops everything without a word to the server, as after a fork."""
+        self._channels.clear()
+        self._hungry.clear()
+        self._inbox.clear()
+        self._drop_lines()
+
+    def close(self) -> None:
+        """Ends in good order: settlements are sent, no wake marker is swallowed."""
+        self._channels.clear()
+        self._finish_claim()
+        self._hush(wait=True)
+        self._repay()
+        try:
+            if self._wire is not None:
+                self._ask(self._settlements())
+                self._wire.receive_all(self._endpoint.options.socket_timeout)
+        except LOST:
+            pass  # the keeper has them
+        self._drop_lines()
+
+    # -- connections -------------------------------------------------------------
+
+    def _needed(self) -> bool:
+        return bool(self._channels or self._wire is not None)
+
+    def _connected(self) -> bool:
+        return self._wire is not None
+
+    def _connect(self) -> bool:
+        wire = self._reconnect.open()
+        if wire is None:
+            return False
+        self._wire = wire
+        self._hungry.update(self._channels)
+        # Before anything is claimed: a claim may take back what was not renewed in time.
+        leases = self._endpoint.keeper.leases()
+        self._ask(
+            self._request(
+                self._operations.renew(batch),
+                lambda statuses, batch=batch: self._endpoint.keeper.renewed(batch, statuses),
+            )
+            for batch in (leases[i : i + RENEW_LIMIT] for i in range(0, len(leases), RENEW_LIMIT))
+        )
+        return True
+
+    def _check_silence(self) -> None:
+        limits = (
+            (self._wire, self._endpoint.options.socket_timeout),
+            (self._bell, self._sleep + SLACK),
+        )
+        now = time.monotonic()
+        for line, limit in limits:
+            since = line.waiting_since() if line is not None else None
+            if line is None or since is None or now - since < limit:
+                continue
+            # The loop itself may have stood still, with the reply waiting in the socket.
+            line.receive()
+            since = line.waiting_since()
+            if since is not None and now - since >= limit:
+                raise ConnectionLost(f'no reply within {limit:g} s')
+
+    def _lose(self, error: Exception) -> None:
+        self._drop_lines()
+        self._reconnect.failed(error)
+
+    def _drop_lines(self) -> None:
+        for line in self.lines():
+            line.close()
+        self._wire = self._bell = None
+        self._rings = False
+        self._due_at = None
+
+    # -- scripts -----------------------------------------------------------------
+
+    def _ask(self, requests: Iterable[Request]) -> None:
+        assert self._wire is not None
+        batch = list(requests)
+        if batch:
+            self._wire.send(batch)
+
+    def _request(
+        self,
+        call: Call[T],
+        accept: Callable[[T], None],
+        abandon: Callable[[], None] = lambda: None,
+    ) -> Request:
+        def answered(reply: Any) -> None:
+            if isinstance(reply, redis.exceptions.NoScriptError):
+                load = Request(('SCRIPT', 'LOAD', call.script.text))
+                self._ask([load, self._request(call, accept, abandon)])
+            elif isinstance(reply, redis.exceptions.ResponseError):
+                abandon()
+                raise translate(reply)
+            else:
+                accept(call.decode(reply))
+
+        return Request(call.command(), answered, abandon)
+
+    def _settlements(self) -> Iterator[Request]:
+        while posted := self._endpoint.keeper.collect():
+            yield self._request(
+                self._operations.settle([item.settlement for item in posted]),
+                lambda statuses, posted=posted: self._endpoint.keeper.confirmed(posted, statuses),
+                lambda posted=posted: self._endpoint.keeper.put_back(posted),
+            )
+
+    # -- claims ------------------------------------------------------------------
+
+    def _next_claim(self) -> list[Request]:
+        if self._claiming:
+            return []
+        timed = self._due_at is not None and time.monotonic() >= self._due_at
+        if timed:
+            self._due_at = None
+            self._hungry.update(self._channels)
+        self._channels.rotate(-1)
+        for channel in self._channels:
+            if channel not in self._hungry:
+                continue
+            pressing = timed or not self._owed.isdisjoint(channel.queues)
+            credit = channel.qos.credit()
+            if credit and (pressing or channel.qos.worth_claiming()):
+                return [self._claim(channel, channel.queue_order(), credit)]
+        if timed:
+            # The clock must be watched even by those who can take nothing.
+            self._owed.update(queue for channel in self._channels for queue in channel.queues)
+        return [self._claim(None, list(self._owed), 0)] if self._owed else []
+
+    def _claim(self, channel: Channel | None, queues: list[str], credit: int) -> Request:
+        self._claiming = True
+        self._claims += 1
+        self._owed.difference_update(queues)
+        token = f'{self._worker}.{self._claims:x}'
+        return self._request(
+            self._operations.claim(self._worker if self._channels else '', token, credit, queues),
+            lambda claimed: self._claimed(channel, claimed),
+            self._claim_lost,
+        )
+
+    def _claimed(self, channel: Channel | None, claimed: Claimed) -> None:
+        self._claiming = False
+        self._endpoint.keeper.hold(claimed.deliveries)
+        if channel is not None:
+            for delivery in claimed.deliveries:
+                channel.qos.reserve(delivery.token)
+                self._inbox.append((channel, delivery))
+            if not claimed.left:
+                self._hungry.discard(channel)
+        wake_in = claimed.wake_in
+        self._due_at = None if wake_in is None else time.monotonic() + wake_in
+
+    def _claim_lost(self) -> None:
+        self._claiming = False
+
+    def _finish_claim(self) -> None:
+        """Reads the reply that is under way, so that its messages can be given back."""
+        if self._claiming and self._wire is not None:
+            try:
+                self._wire.receive_all(self._endpoint.options.socket_timeout)
+            except LOST as error:
+                self._lose(error)
+
+    # -- the bell ----------------------------------------------------------------
+
+    def _listen(self) -> None:
+        """Has the server wake us as soon as one of our queues has claimable work."""
+        if self._rings or self._claiming:
+            return
+        queues = sorted(
+            {
+                queue
+                for channel in self._channels
+                if channel not in self._hungry and channel.qos.credit()
+                for queue in channel.queues
+            }
+        )
+        if not queues:
+            return
+        if self._wire is not None and self._wire.fileno() is None:
+            # A server inside this process cannot hold a pop: ask again soon.
+            self._hungry.update(self._channels)
+            return
+        if self._bell is None:
+            self._open_bell()
+        if self._bell is None:
+            return
+        names = {self._operations.keys.wake(queue).encode(): queue for queue in queues}
+        # Rounded up, or the server would give up before its time is over.
+        timeout = math.ceil(self._sleep * 1000) / 1000
+        self._rings = True
+        self._bell.send(
+            [Request(('BZPOPMIN', *names, timeout), lambda reply: self._rung(names, reply))]
+        )
+
+    def _open_bell(self) -> None:
+        self._bell = self._endpoint.open_line(SLACK)
+
+        def know_id(reply: Any) -> None:
+            self._bell_id = reply
+
+        self._bell.send([Request(('CLIENT', 'ID'), know_id)])
+        self._bell.receive_all(self._endpoint.options.socket_timeout)
+
+    def _rung(self, names: dict[bytes, str], reply: Any) -> None:
+        self._rings = False
+        if isinstance(reply, redis.exceptions.ResponseError):
+            raise ConnectionLost(str(reply))
+        if reply is None:
+            # Slept long enough: look whether somebody died with our marker in hand.
+            self._hungry.update(self._channels)
+            return
+        queue = names[reply[0]]
+        self._owed.add(queue)
+        self._hungry.update(channel for channel in self._channels if queue in channel.queues)
+
+    def _hush(self, wait: bool = False) -> None:
+        """Ends the blocking pop, because it listens to the wrong queues now."""
+        if not self._rings or self._bell is None or self._wire is None:
+            return
+        try:
+            self._ask([Request(('CLIENT', 'UNBLOCK', self._bell_id))])
+            if wait:
+                self._bell.receive_all(self._endpoint.options.socket_timeout)
+        except LOST as error:
+            self._lose(error)
+
+    def _repay(self) -> None:
+        """Whoever popped a marker must claim, also as the last thing that it does."""
+        if self._channels or not self._owed or self._wire is None:
+            return
+        try:
+            self._ask([self._claim(None, list(self._owed), 0)])
+            self._wire.receive_all(self._endpoint.options.socket_timeout)
+        except LOST as error:
+            self._lose(error)

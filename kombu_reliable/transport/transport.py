@@ -1,0 +1,174 @@
+"""The kombu transport: from a connection's URL to channels that share a poller."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+from urllib.parse import quote
+
+import redis
+import redis.exceptions
+from kombu.transport import virtual
+
+from kombu_reliable.errors import ConnectionLost
+from kombu_reliable.options import Options
+from kombu_reliable.transport.channel import Channel
+from kombu_reliable.transport.endpoint import endpoint_for
+from kombu_reliable.transport.fanout import FanoutReceiver
+from kombu_reliable.transport.poller import Poller
+from kombu_reliable.transport.reactor import Reactor
+from kombu_reliable.urls import ServerURL, parse_url
+
+__all__ = ('Transport',)
+
+
+class Transport(virtual.Transport):
+    """Leased delivery on Redis and Valkey.
+
+    Args:
+        client: the kombu connection; its URL says where the server is.
+
+    Raises:
+        InvalidURL: the URL makes no sense.
+        InvalidOption: a transport option is unknown or has an impossible value.
+    """
+
+    Channel = Channel
+
+    can_parse_url = True
+    polling_interval = None
+    default_port = 6379
+    #: Celery asks for this name before it uses fanout for events, mingle, gossip,
+    #: and ``worker_disable_prefetch``.
+    driver_type = 'redis'
+    driver_name = 'kombu_reliable'
+
+    connection_errors = recoverable_connection_errors = (
+        *virtual.Transport.connection_errors,
+        redis.exceptions.ConnectionError,
+        redis.exceptions.TimeoutError,
+        ConnectionLost,
+        OSError,
+    )
+    channel_errors = (*virtual.Transport.channel_errors, redis.exceptions.ResponseError)
+    recoverable_channel_errors = ()
+
+    implements = virtual.Transport.implements.extend(
+        asynchronous=True,
+        exchange_type=frozenset(['direct', 'topic', 'fanout']),
+    )
+
+    def __init__(self, client: Any, **kwargs: Any) -> None:
+        self.url = _adopt(client)
+        options = Options.parse(
+            {
+                **(client.transport_options or {}),
+                **({'ssl': client.ssl} if isinstance(client.ssl, dict) else {}),
+                **self.url.query,
+            }
+        )
+        self.endpoint = endpoint_for(self.url, options)
+        if self.url.kind == 'fakeredis':
+            # A server inside this process has nothing that an event loop could wait for.
+            self.implements = self.implements.extend(asynchronous=False)
+        super().__init__(client, **kwargs)
+        #: queue -> exchange, routing key and position at the time of the binding.
+        self.fanout_bindings: dict[str, tuple[str, str, str]] = {}
+        self.poller = Poller(self.endpoint)
+        self.fanout = FanoutReceiver(self.endpoint)
+        self.reactor = Reactor([self.fanout, self.poller])
+
+    def driver_version(self) -> str:
+        return str(redis.__version__)
+
+    def as_uri(self, uri: str, include_password: bool = False, mask: str = '**') -> str:
+        password = self.url.password
+        if password is not None and not include_password:
+            password = mask
+        return self.url.format(password)
+
+    def establish_connection(self) -> Transport:
+        """Makes sure that the server can be used.
+
+        Raises:
+            AccessRefused, UnsupportedServer, LayoutError: what waiting cannot mend.
+        """
+        self.endpoint.verify()
+        return self
+
+    def verify_connection(self, connection: Any) -> bool:
+        return connection is self
+
+    def drain_events(self, connection: Any, timeout: float | None = None) -> None:
+        self.reactor.drain(timeout)
+
+    def register_with_event_loop(self, connection: Any, loop: Any) -> None:
+        self.reactor.register(loop)
+
+    def unregister_from_event_loop(self, connection: Any, loop: Any) -> None:
+        self.reactor.unregister()
+
+    def close_connection(self, connection: Any) -> None:
+        for channel in list(self.channels):
+            channel.close()
+        self.reactor.unregister()
+        self.poller.close()
+        self.fanout.close()
+
+    def _collect(self, connection: Any) -> None:
+        """Forgets without a word to the server: in a forked child its sockets are not ours."""
+        for channel in self.channels:
+            channel.closed = True
+        self.channels.clear()
+        self.reactor.unregister()
+        self.poller.forget()
+        self.fanout.close()
+
+
+def _adopt(client: Any) -> ServerURL:
+    """Reads a connection's URL and normalises the connection.
+
+    Afterwards the password stands in ``client.password`` alone, where kombu and Celery mask
+    it, and the alternates survive kombu's ``switch``.
+    """
+    url = parse_url(_spelled(client))
+    url = replace(
+        url,
+        username=url.username or client.userid or None,
+        password=url.password or client.password or None,
+    )
+    client.uri_prefix = 'reliable'
+    client.transport_cls = 'reliable'
+    client.hostname = url.format(None).removeprefix('reliable+')
+    client.userid, client.password = url.username, url.password
+    client.virtual_host = str(url.db)
+    client.port = url.port if url.kind in ('tcp', 'tls') else None
+    _protect_alternates(client)
+    return url
+
+
+def _spelled(client: Any) -> str:
+    hostname = client.hostname or ''
+    if '://' in hostname:
+        return str(hostname)
+    # kombu's ``switch`` takes alternates apart; ``_protect_alternates`` saved their query.
+    scheme = str(client.transport_cls).removeprefix('reliable').removeprefix('+') or 'redis'
+    user = ''
+    if client.userid or client.password:
+        user = f'{quote(client.userid or "", "")}:{quote(client.password or "", "")}@'
+    port = f':{client.port}' if client.port else ''
+    path = client.virtual_host or ''
+    return f'{scheme}://{user}{hostname}{port}/{path.lstrip("/")}'
+
+
+def _protect_alternates(client: Any) -> None:
+    """kombu hands each part of an alternate's query to a function that knows none of them.
+
+    Written as part of the path, the query comes back in one piece.
+    """
+    if not client.alt or not any('?' in alternate for alternate in client.alt):
+        return
+    client.alt = [alternate.replace('?', '%3F') for alternate in client.alt]
+    current = client.failover_strategy(client.alt)
+    next(current)
+    client.cycle = current

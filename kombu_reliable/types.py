@@ -1,0 +1,93 @@
+"""The values that cross the boundary between the store and its users."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum, IntEnum
+
+__all__ = ('Claimed', 'Delivery', 'Outgoing', 'QueueCounts', 'Settlement', 'Status', 'Verdict')
+
+
+class Verdict(str, Enum):
+    """What becomes of a delivery."""
+
+    ACK = 'ack'
+    FAIL = 'fail'
+    REQUEUE = 'requeue'
+    RELEASE = 'release'
+
+
+class Status(IntEnum):
+    """What the store answers to a renewal or a settlement."""
+
+    DONE = 1
+    #: Nobody holds the message: it was settled before, or purged.
+    UNHELD = 0
+    #: Another delivery holds it: this one is fenced.
+    FENCED = -1
+
+
+@dataclass(frozen=True, slots=True)
+class Outgoing:
+    """A message on its way in.
+
+    Args:
+        id: key of the job, see :func:`kombu_reliable.envelope.pack_id`.
+        queue: name of its queue.
+        rank: 0-255, a higher one is claimed first.
+        due: ``'0'`` at once, ``'+<ms>'`` from the server's now, ``'<ms>'`` since the epoch.
+        envelope: what :func:`kombu_reliable.envelope.seal` made.
+    """
+
+    id: str
+    queue: str
+    rank: int
+    due: str
+    envelope: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """A message that was leased.  ``deliveries`` counts this one, from 1."""
+
+    queue: str
+    id: str
+    token: str
+    deliveries: int
+    envelope: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Claimed:
+    """The answer to a claim.
+
+    Args:
+        deliveries: the messages leased.
+        left: claimable work is left in the queues that were asked.
+        wake_in: seconds until this worker must claim again; None if others watch the clock.
+    """
+
+    deliveries: tuple[Delivery, ...]
+    left: bool
+    wake_in: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Settlement:
+    """The end of one delivery."""
+
+    verdict: Verdict
+    queue: str
+    id: str
+    token: str
+    reason: str = ''
+
+
+@dataclass(frozen=True, slots=True)
+class QueueCounts:
+    """How many jobs a queue holds, by state."""
+
+    ready: int
+    delayed: int
+    leased: int
+    dead: int

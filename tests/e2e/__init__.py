@@ -1,0 +1,1 @@
+"""End to end: real servers, real Celery workers in processes of their own."""

@@ -1,0 +1,1 @@
+"""Tools of proof: real servers, a proxy that breaks things on purpose, waiting for conditions."""

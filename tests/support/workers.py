@@ -1,0 +1,204 @@
+"""Celery workers in processes of their own, and the ledger in which their tasks write."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+from celery import Celery
+
+from tests.support.wait import wait_for
+
+ROOT = Path(__file__).parents[2]
+
+
+class Ledger:
+    """What ran, written by the tasks themselves, independent of any broker."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def lines(self, event: str | None = None, **wanted: Any) -> list[dict[str, Any]]:
+        """The entries in order, those of one event and with the given fields."""
+        if not self.path.exists():
+            return []
+        entries = [json.loads(line) for line in self.path.read_text().splitlines()]
+        return [
+            entry
+            for entry in entries
+            if event in (None, entry['event'])
+            and all(entry.get(name) == value for name, value in wanted.items())
+        ]
+
+    def values(self, event: str) -> list[Any]:
+        return [entry['value'] for entry in self.lines(event)]
+
+    def wait(self, count: int, event: str, timeout: float = 15.0, **wanted: Any) -> list[Any]:
+        """Waits for at least ``count`` such entries."""
+
+        def enough() -> list[dict[str, Any]]:
+            found = self.lines(event, **wanted)
+            return found if len(found) >= count else []
+
+        return wait_for(enough, timeout, f'{count} entries {event!r} {wanted}')
+
+
+@dataclass
+class Worker:
+    """A running ``celery worker``."""
+
+    name: str
+    process: subprocess.Popen[bytes]
+    log: Path
+    ended: bool = field(default=False)
+
+    def text(self) -> str:
+        return self.log.read_text(errors='replace')
+
+    def wait_for_log(self, text: str, timeout: float = 20.0) -> None:
+        def there() -> bool:
+            assert self.process.poll() is None or text in self.text(), self.text()
+            return text in self.text()
+
+        wait_for(there, timeout, f'{text!r} in the log of {self.name}:\n{self.text()[-3000:]}')
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    def pool_pids(self) -> list[int]:
+        return [child.pid for child in psutil.Process(self.pid).children()]
+
+    def memory(self) -> int:
+        return int(psutil.Process(self.pid).memory_info().rss)
+
+    def kill(self) -> None:
+        """SIGKILL to the main process and its pool at once."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)
+        self.process.wait(10)
+
+    def terminate(self) -> None:
+        """Warm shutdown."""
+        self.process.send_signal(signal.SIGTERM)
+
+    def pause(self) -> None:
+        os.killpg(self.pid, signal.SIGSTOP)
+
+    def resume(self) -> None:
+        os.killpg(self.pid, signal.SIGCONT)
+
+    def wait(self, timeout: float = 20.0) -> int:
+        return self.process.wait(timeout)
+
+
+class Fleet:
+    """Starts workers of :mod:`tests.support.app` and ends them with the test.
+
+    Args:
+        directory: for logs and the ledger.
+        broker: broker URL; results go there as well unless ``backend`` says otherwise.
+        options: transport options.
+        config: further Celery settings.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        broker: str,
+        options: dict[str, Any] | None = None,
+        config: dict[str, Any] | None = None,
+        backend: str | None = None,
+    ) -> None:
+        self.directory = directory
+        self.broker = broker
+        self.options = {'lease': 2, **(options or {})}
+        self.config = config or {}
+        self.backend = backend or broker
+        self.ledger = Ledger(directory / 'ledger')
+        self.workers: list[Worker] = []
+        self.apps: list[Celery] = []
+
+    def environment(self, broker: str | None = None) -> dict[str, str]:
+        return {
+            **os.environ,
+            'KR_BROKER': broker or self.broker,
+            'KR_BACKEND': self.backend,
+            'KR_LEDGER': str(self.ledger.path),
+            'KR_OPTIONS': json.dumps(self.options),
+            'KR_CONFIG': json.dumps(self.config),
+            'PYTHONPATH': str(ROOT),
+            'PYTHONWARNINGS': 'ignore::celery.platforms.SecurityWarning',
+            'PYTHONUNBUFFERED': '1',
+        }
+
+    def start(
+        self,
+        *arguments: str,
+        concurrency: int = 2,
+        pool: str = 'prefork',
+        broker: str | None = None,
+        ready: bool = True,
+    ) -> Worker:
+        """Starts a worker with further command line arguments and waits until it is ready."""
+        name = f'w{len(self.workers) + 1}'
+        log = self.directory / f'{name}.log'
+        with log.open('wb') as output:
+            process = subprocess.Popen(
+                [
+                    sys.executable, '-m', 'celery', '-A', 'tests.support.app', 'worker',
+                    '-l', 'INFO', '-n', f'{name}@test', '-c', str(concurrency), '-P', pool,
+                    *arguments,
+                ],
+                cwd=ROOT, env=self.environment(broker), stdin=subprocess.DEVNULL,
+                stdout=output, stderr=subprocess.STDOUT, start_new_session=True,
+            )  # fmt: skip
+        worker = Worker(name, process, log)
+        self.workers.append(worker)
+        if ready:
+            worker.wait_for_log(' ready.')
+        return worker
+
+    def run(self, *command: str, timeout: float = 60.0) -> subprocess.CompletedProcess[str]:
+        """Runs ``python -m celery ...`` with the same surroundings."""
+        return subprocess.run(
+            [sys.executable, '-m', *command],
+            cwd=ROOT, env=self.environment(), capture_output=True, text=True, timeout=timeout,
+        )  # fmt: skip
+
+    def app(self, broker: str | None = None) -> Celery:
+        """A producer in this process, with the tasks' names but not their code."""
+        app = Celery('testapp', broker=broker or self.broker, backend=self.backend)
+        app.conf.update(broker_transport_options=self.options, **self.config)
+        self.apps.append(app)
+        return app
+
+    def close(self) -> None:
+        for worker in self.workers:
+            worker.kill()
+        for app in self.apps:
+            app.close()
+
+
+@contextlib.contextmanager
+def fleet(directory: Path, broker: str, **settings: Any) -> Iterator[Fleet]:
+    """A fleet that is ended whatever happens."""
+    made = Fleet(directory, broker, **settings)
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+def task(app: Celery, name: str, *args: Any, **kwargs: Any) -> Any:
+    """A signature of one of the app's tasks, by its short name."""
+    return app.signature(f'tests.support.app.{name}', args=args, kwargs=kwargs)
