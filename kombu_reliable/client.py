@@ -155,4 +155,5 @@ def _fake_client(url: ServerURL) -> redis.Redis:
         ) from None
     with _fake_lock:
         server = _fake_servers.setdefault(url.host, fakeredis.FakeServer())
-    return fakeredis.FakeRedis(server=server, db=url.db)
+    client: redis.Redis = fakeredis.FakeRedis(server=server, db=url.db, protocol=2)
+    return client

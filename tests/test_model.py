@@ -45,7 +45,7 @@ IDS = ('a', 'b', 'c', 'd')
 DEAD_FOR = 12_345
 
 OPTIONS = Options(
-    lease=LEASE / 1000, delivery_limit=3, failed_retention=DEAD_FOR / 1000, failed_limit=3
+    lease=LEASE / 1000, delivery_limit=3, failed_retention=DEAD_FOR / 1000, failed_limit=1
 )
 
 messages = st.builds(
@@ -329,7 +329,7 @@ class Transport(RuleBasedStateMachine):
         """Once the work is done and time has passed, the keyspace is what it was."""
         if self.model.seen is None:
             return
-        for ms in [400] * 8 + [2 * DEAD_FOR] * 2:
+        for ms in [400] * 8 + [DEAD_FOR + 10]:
             self.store.operations.now = self.now + ms
             answer = self._claim('ann', self._new_token(), 100, list(QUEUES))
             if answer.deliveries:

@@ -35,6 +35,7 @@ ACK, FAIL, REQUEUE, RELEASE = Verdict.ACK, Verdict.FAIL, Verdict.REQUEUE, Verdic
 DONE, UNHELD, FENCED = Status.DONE, Status.UNHELD, Status.FENCED
 
 TURN = 4194304  # where the numbers of a lane wrap
+TICK = 4000  # ms, how exactly the last use of a lane is known
 LANES = 4096  # how many lanes are remembered
 STEP = 100  # what one claim promotes or takes back per queue
 GRACE = 20  # ms by which the second timekeeper comes later
@@ -189,6 +190,13 @@ def test_the_numbers_of_a_lane_wrap(bench: Bench) -> None:
     assert bench.publish(outgoing('d'), first=1) == ('',)
 
 
+def test_the_numbers_of_a_lane_are_exact_for_a_century(bench: Bench) -> None:
+    bench.wait(100 * 365 * 24 * HOUR)
+    for number in range(8):
+        assert bench.publish(outgoing('a'), first=number) != ('',)
+        assert bench.publish(outgoing('a'), first=number) == ('',)
+
+
 def test_lanes_do_not_know_of_each_other(bench: Bench) -> None:
     bench.publish(outgoing('a'), first=5, lane='x')
     assert bench.publish(outgoing('b'), first=5, lane='y') == ('b',)
@@ -198,13 +206,12 @@ def test_lanes_do_not_know_of_each_other(bench: Bench) -> None:
 def test_the_lane_that_was_not_used_for_longest_is_forgotten(bench: Bench) -> None:
     for lane in ('old', 'older'):
         bench.publish(outgoing(lane), first=0, lane=lane)
-    bench.wait(1000)
+    bench.wait(TICK)
     bench.publish(outgoing('again'), first=1, lane='old')
-    seconds = bench.now // 1000
-    newer = {f'lane{n}': (seconds + 1) * TURN for n in range(LANES - 2)}
+    newer = {f'lane{n}': (bench.now // TICK + 1) * TURN for n in range(LANES - 2)}
     bench.client.zadd(bench.keys.producers, newer)
 
-    bench.wait(5000)
+    bench.wait(2 * TICK)
     bench.publish(outgoing('known'), first=1, lane='lane0')
     assert bench.client.zcard(bench.keys.producers) == LANES
     assert bench.client.zscore(bench.keys.producers, 'older') is not None
@@ -468,6 +475,17 @@ def test_renewal_succeeds_until_somebody_else_has_claimed(bench: Bench) -> None:
     assert bench.settle(ACK, held) == [DONE]
 
 
+def test_what_was_renewed_late_expires_again(bench: Bench) -> None:
+    bench.put('a')
+    (held,) = bench.take()
+    bench.live(LEASE)
+    assert bench.renew(held) == [DONE]
+    bench.live(LEASE - 1)
+    assert bench.counts().leased == 1
+    bench.live(1)
+    assert bench.counts().ready == 1
+
+
 def test_an_owner_is_fenced_once_somebody_else_has_claimed(bench: Bench) -> None:
     bench.put('a')
     (late,) = bench.take()
@@ -582,10 +600,10 @@ def test_after_too_many_deliveries_a_job_is_a_dead_letter(
     bench.put('poison', 'good')
     (held,) = bench.take(1)
     bench.settle(REQUEUE, held)
-    bench.take(1)
-    bench.live(LEASE)
     bench.settle(RELEASE, *bench.take(1))  # does not count
     bench.settle(REQUEUE, *bench.take(1))
+    bench.take(1)
+    bench.live(LEASE)
     assert bench.take(1) == []  # the credit was there, its job was not
     assert bench.marked()
     assert bench.take_ids(1) == ['good']
@@ -639,6 +657,19 @@ def test_dead_letters_of_the_delivery_limit_go_when_they_are_old(
     bench.settle(REQUEUE, *bench.take())
     bench.take()
     assert bench.counts().dead == 1
+    bench.wait(60_001)
+    bench.claim()
+    assert bench.key_names() == {'meta', 'pub'}
+
+
+def test_dead_letters_of_late_owners_go_when_they_are_old(
+    bench_factory: Callable[..., Bench],
+) -> None:
+    bench = bench_factory(failed_retention=60.0)
+    bench.put('a')
+    held = bench.take()
+    bench.live(LEASE)
+    assert bench.settle(FAIL, *held) == [DONE]
     bench.wait(60_001)
     bench.claim()
     assert bench.key_names() == {'meta', 'pub'}
@@ -706,6 +737,15 @@ def test_after_silence_a_renewal_suspends_expiry_for_the_others(bench: Bench) ->
     assert bench.take() == []
     bench.live(LEASE - 1)
     assert bench.renew(second) == [DONE]
+
+
+def test_renewals_are_no_silence(bench: Bench) -> None:
+    bench.put('a', 'b')
+    _, held = bench.take()
+    for _ in range(3):
+        bench.wait(LEASE // 3)
+        assert bench.renew(held) == [DONE]
+    assert bench.take_ids() == ['a']
 
 
 def test_half_a_lease_of_silence_is_none(bench: Bench) -> None:

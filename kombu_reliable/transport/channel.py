@@ -6,7 +6,8 @@ import json
 import logging
 import secrets
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections import deque
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +27,7 @@ from kombu_reliable.transport.messages import (
     outgoing,
     payload,
 )
-from kombu_reliable.transport.qos import QoS
+from kombu_reliable.transport.qos import LeaseQoS
 from kombu_reliable.types import Delivery, Outgoing
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ class Consumer:
 class Channel(virtual.Channel):
     """A channel over leased delivery."""
 
-    QoS = QoS
+    QoS = LeaseQoS
     supports_fanout = True
     #: Bodies travel as the bytes that they are.
     body_encoding = None
@@ -59,13 +60,15 @@ class Channel(virtual.Channel):
     #: kombu would restore by itself what our close gives back.
     do_restore = False
 
+    closed: bool
     connection: Transport
-    qos: QoS
+    qos: LeaseQoS
 
     def __init__(self, connection: Transport, **kwargs: Any) -> None:
         self.endpoint = connection.endpoint
         self.keeper = self.endpoint.keeper
         self._by_tag: dict[str, Consumer] = {}
+        self._by_queue: dict[str, deque[Consumer]] = {}
         self._turns = cycle_by_name(self.endpoint.options.queue_order_strategy)()
         super().__init__(connection, **kwargs)
 
@@ -128,17 +131,12 @@ class Channel(virtual.Channel):
     @property
     def queues(self) -> list[str]:
         """The queues that this channel consumes and that hold messages themselves."""
-        return [
-            queue
-            for queue in dict.fromkeys(one.queue for one in self._by_tag.values())
-            if queue not in self.connection.fanout_bindings
-        ]
+        fanout = self.connection.fanout_bindings
+        return [queue for queue in self._by_queue if queue not in fanout]
 
     def queue_order(self) -> list[str]:
         """The queues in the order in which this claim asks them."""
-        queues = self.queues
-        self._turns.update(queues)
-        order: list[str] = list(self._turns.consume(len(queues)))
+        order: list[str] = list(self._turns.consume(len(self._turns.items)))
         if order:
             self._turns.rotate(order[0])
         return order
@@ -152,8 +150,11 @@ class Channel(virtual.Channel):
         **kwargs: Any,
     ) -> None:
         """Starts a consumer of ``queue``."""
-        self._by_tag[consumer_tag] = Consumer(consumer_tag, queue, callback, no_ack)
+        consumer = Consumer(consumer_tag, queue, callback, no_ack)
+        self._by_tag[consumer_tag] = consumer
+        self._by_queue.setdefault(queue, deque()).append(consumer)
         self._consumers.add(consumer_tag)
+        self._turns.update(self.queues)
         fanout = self.connection.fanout_bindings.get(queue)
         if fanout is None:
             self.connection.poller.add(self)
@@ -164,8 +165,14 @@ class Channel(virtual.Channel):
         """Ends a consumer; what it was given and has not started goes back to its place."""
         consumer = self._by_tag.pop(consumer_tag, None)
         self._consumers.discard(consumer_tag)
-        if consumer is None or any(self._consumers_of(consumer.queue)):
+        if consumer is None:
             return
+        others = self._by_queue[consumer.queue]
+        others.remove(consumer)
+        if others:
+            return
+        del self._by_queue[consumer.queue]
+        self._turns.update(self.queues)
         if consumer.queue in self.connection.fanout_bindings:
             self._stop_listening(consumer.queue)
             return
@@ -181,22 +188,29 @@ class Channel(virtual.Channel):
         for tag in tags - hooks.started(tags):
             self.qos.release(tag)
 
-    def _consumers_of(self, queue: str) -> Iterator[Consumer]:
-        return (one for one in self._by_tag.values() if one.queue == queue)
+    def _next_consumer(self, queue: str) -> Consumer | None:
+        """The consumers of a queue take turns."""
+        consumers = self._by_queue.get(queue)
+        if not consumers or self.closed:
+            return None
+        consumers.rotate(-1)
+        return consumers[-1]
 
     def deliver(self, delivery: Delivery) -> None:
-        """Hands a claimed message to a consumer of its queue; they take turns."""
-        consumer = next(self._consumers_of(delivery.queue), None)
-        if consumer is None or self.closed:
+        """Hands a claimed message to a consumer of its queue."""
+        consumer = self._next_consumer(delivery.queue)
+        if consumer is None:
             self.qos.release(delivery.token)
             return
-        self._by_tag[consumer.tag] = self._by_tag.pop(consumer.tag)
         message = self._open(delivery)
         if message is None:
             return
         if consumer.no_ack:
             self.qos.ack(delivery.token)
-        consumer.callback(message)
+        try:
+            consumer.callback(message)
+        finally:
+            self.qos.handed_out(delivery.token)
 
     def _open(self, delivery: Delivery) -> virtual.Message | None:
         """Makes the message; what cannot be read goes to the dead letters."""
@@ -216,7 +230,7 @@ class Channel(virtual.Channel):
         self, queue: str, exchange: str, routing_key: str, sealed: bytes
     ) -> None:
         """Hands a fanout message to a consumer.  It has no lease: settling it does nothing."""
-        consumer = next(self._consumers_of(queue), None)
+        consumer = self._next_consumer(queue)
         if consumer is None:
             return
         try:
@@ -235,6 +249,7 @@ class Channel(virtual.Channel):
         for delivery in claimed.deliveries:
             self.qos.reserve(delivery.token)
             message = self._open(delivery)
+            self.qos.handed_out(delivery.token)
             if message is not None and no_ack:
                 self.qos.ack(delivery.token)
             return message

@@ -35,6 +35,9 @@ logger = logging.getLogger('kombu_reliable')
 #: How long a settlement may wait for the event loop before the keeper sends it.
 PATIENCE = 0.05
 
+#: How long the event loop may take to read the answer, in seconds.
+OVERDUE = 1.0
+
 #: How long the thread sleeps for nothing before it ends, in seconds.
 LINGER = 60.0
 
@@ -45,7 +48,7 @@ REPEAT_WARNING = 30.0
 class _Held:
     """One delivery in the hands of this process."""
 
-    __slots__ = ('id', 'message', 'queue', 'settled', 'token')
+    __slots__ = ('id', 'lost', 'message', 'queue', 'settled', 'token')
 
     def __init__(self, delivery: Delivery) -> None:
         self.queue = delivery.queue
@@ -53,6 +56,8 @@ class _Held:
         self.token = delivery.token
         #: Has its verdict; kept until the server has confirmed it.
         self.settled = False
+        #: Known to be somebody else's by now; its verdict is sent all the same, to be counted.
+        self.lost = False
         #: None until it is handed out.
         self.message: weakref.ref[Any] | None = None
 
@@ -60,12 +65,19 @@ class _Held:
         return self.settled or self.message is None or self.message() is not None
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Posted:
-    """A settlement on its way; ``sent`` if the server may have seen it already."""
+    """A settlement on its way.
+
+    Args:
+        settlement: what is to be said.
+        sent: the server may have seen it already.
+        confirmed: it has answered.
+    """
 
     settlement: Settlement
     sent: bool = False
+    confirmed: bool = False
 
 
 class Keeper:
@@ -89,6 +101,7 @@ class Keeper:
     def _reset(self) -> None:
         self._held: dict[str, _Held] = {}
         self._outbox: deque[Posted] = deque()
+        self._under_way: dict[int, tuple[float, list[Posted]]] = {}
         self._wake = threading.Event()
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
@@ -140,23 +153,30 @@ class Keeper:
         )
 
     @property
-    def pending(self) -> bool:
-        return bool(self._outbox)
+    def unsettled(self) -> bool:
+        """Whether verdicts are waiting for their confirmation."""
+        return any(held.settled for held in list(self._held.values()))
 
     def collect(self) -> list[Posted]:
         """Takes settlements to send; each must come back through one of the next two calls."""
         posted: list[Posted] = []
-        while self._outbox and len(posted) < SETTLE_LIMIT:
+        while len(posted) < SETTLE_LIMIT:
             try:
                 posted.append(self._outbox.popleft())
             except IndexError:
                 break
+        if posted:
+            self._under_way[id(posted)] = (time.monotonic(), posted)
         return posted
 
-    def confirmed(self, posted: Sequence[Posted], statuses: Sequence[Status]) -> None:
-        """The server has answered."""
+    def confirmed(self, posted: list[Posted], statuses: Sequence[Status]) -> None:
+        """The server has answered; what was answered before is left alone."""
+        self._under_way.pop(id(posted), None)
         for item, status in zip(posted, statuses, strict=True):
             settlement = item.settlement
+            if item.confirmed:
+                continue
+            item.confirmed = True
             self._held.pop(settlement.token, None)
             if status is Status.FENCED or (status is Status.UNHELD and not item.sent):
                 logger.warning(
@@ -165,11 +185,21 @@ class Keeper:
                     ' and another worker has it' if status is Status.FENCED else '',
                 )  # fmt: skip
 
-    def put_back(self, posted: Sequence[Posted]) -> None:
+    def put_back(self, posted: list[Posted]) -> None:
         """No answer came; the server may or may not have seen them."""
+        if self._under_way.pop(id(posted), None) is None:
+            return
         for item in reversed(posted):
-            item.sent = True
-            self._outbox.appendleft(item)
+            if not item.confirmed:
+                item.sent = True
+                self._outbox.appendleft(item)
+
+    def _recall_overdue(self) -> None:
+        """Takes back what somebody sent and has not read the answer to: he may be busy for
+        long, or have lost his connection without noticing it."""
+        for since, posted in list(self._under_way.values()):
+            if time.monotonic() - since >= OVERDUE:
+                self.put_back(posted)
 
     # -- renewal -----------------------------------------------------------------
 
@@ -178,7 +208,8 @@ class Keeper:
         alive = []
         for token, held in list(self._held.items()):
             if held.wanted():
-                alive.append((held.queue, held.id, token))
+                if not held.lost:
+                    alive.append((held.queue, held.id, token))
             else:
                 # Nobody can settle it any more; its lease ends by itself.
                 self._held.pop(token, None)
@@ -191,7 +222,7 @@ class Keeper:
             held = self._held.get(token)
             if status is Status.DONE or held is None or held.settled:
                 continue
-            self._held.pop(token, None)
+            held.lost = True
             logger.warning(
                 'lost the lease of %s from queue %r%s', job, queue,
                 ': another worker has it' if status is Status.FENCED else ': it was removed',
@@ -225,6 +256,7 @@ class Keeper:
 
     def flush(self) -> None:
         """Sends what is in the outbox and waits for the answer."""
+        self._recall_overdue()
         while posted := self.collect():
             try:
                 call = self._store.operations.settle([item.settlement for item in posted])

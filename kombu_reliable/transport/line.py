@@ -75,7 +75,7 @@ class ServerLine:
 
     def __init__(self, connection: AbstractConnection) -> None:
         self._connection = connection
-        self._fd: int = connection._sock.fileno()
+        self._fd: int = connection._sock.fileno()  # type: ignore[attr-defined]
         self._unanswered: deque[Request] = deque()
 
     def send(self, requests: Sequence[Request]) -> None:

@@ -12,6 +12,7 @@ import secrets
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import redis.exceptions
@@ -186,12 +187,12 @@ class Poller:
         self._hungry.update(self._channels)
         # Before anything is claimed: a claim may take back what was not renewed in time.
         leases = self._endpoint.keeper.leases()
+        batches = [leases[i : i + RENEW_LIMIT] for i in range(0, len(leases), RENEW_LIMIT)]
         self._ask(
             self._request(
-                self._operations.renew(batch),
-                lambda statuses, batch=batch: self._endpoint.keeper.renewed(batch, statuses),
+                self._operations.renew(batch), partial(self._endpoint.keeper.renewed, batch)
             )
-            for batch in (leases[i : i + RENEW_LIMIT] for i in range(0, len(leases), RENEW_LIMIT))
+            for batch in batches
         )
         return True
 
@@ -252,8 +253,8 @@ class Poller:
         while posted := self._endpoint.keeper.collect():
             yield self._request(
                 self._operations.settle([item.settlement for item in posted]),
-                lambda statuses, posted=posted: self._endpoint.keeper.confirmed(posted, statuses),
-                lambda posted=posted: self._endpoint.keeper.put_back(posted),
+                partial(self._endpoint.keeper.confirmed, posted),
+                partial(self._endpoint.keeper.put_back, posted),
             )
 
     # -- claims ------------------------------------------------------------------

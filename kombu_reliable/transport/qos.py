@@ -15,10 +15,10 @@ from kombu_reliable.types import Verdict
 if TYPE_CHECKING:
     from kombu_reliable.transport.channel import Channel
 
-__all__ = ('QoS',)
+__all__ = ('LeaseQoS',)
 
 
-class QoS:
+class LeaseQoS:
     """Prefetch of one channel.
 
     Args:
@@ -30,6 +30,7 @@ class QoS:
         self.channel = channel
         self.prefetch_count = prefetch_count or 0
         self._tags: set[str] = set()
+        self._waiting: set[str] = set()
 
     def can_consume(self) -> bool:
         """Whether the channel may hold one more message.
@@ -48,8 +49,8 @@ class QoS:
         if not self.can_consume():
             return 0
         if 'can_consume' in self.__dict__:
-            # Somebody else decides, and only about one message at a time.
-            return 1
+            # Somebody else decides, about one message at a time, once he has seen the last.
+            return 0 if self._waiting else 1
         if not self.prefetch_count:
             return CLAIM_LIMIT
         return min(self.prefetch_count - len(self._tags), CLAIM_LIMIT)
@@ -70,12 +71,13 @@ class QoS:
         """The tags of what was delivered and not settled."""
         return frozenset(self._tags.copy())
 
-    def append(self, message: Any, delivery_tag: str) -> None:
-        self._tags.add(delivery_tag)
-
     def reserve(self, delivery_tag: str) -> None:
         """Counts a message that was claimed and is not handed out yet."""
         self._tags.add(delivery_tag)
+        self._waiting.add(delivery_tag)
+
+    def handed_out(self, delivery_tag: str) -> None:
+        self._waiting.discard(delivery_tag)
 
     def ack(self, delivery_tag: str) -> None:
         self._settle(delivery_tag, Verdict.ACK)
@@ -95,6 +97,7 @@ class QoS:
 
     def _settle(self, delivery_tag: str, verdict: Verdict, reason: str = '') -> None:
         self._tags.discard(delivery_tag)
+        self._waiting.discard(delivery_tag)
         self.channel.keeper.settle(delivery_tag, verdict, reason)
 
     def restore_unacked(self) -> list[Any]:

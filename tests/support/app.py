@@ -16,11 +16,13 @@ from celery.exceptions import Reject
 
 app = Celery('testapp', broker=os.environ['KR_BROKER'], backend=os.environ['KR_BACKEND'])
 app.conf.update(
-    task_acks_late=True,
-    task_reject_on_worker_lost=True,
-    broker_connection_retry_on_startup=True,
-    broker_transport_options=json.loads(os.environ.get('KR_OPTIONS', '{}')),
-    **json.loads(os.environ.get('KR_CONFIG', '{}')),
+    {
+        'task_acks_late': True,
+        'task_reject_on_worker_lost': True,
+        'broker_connection_retry_on_startup': True,
+        'broker_transport_options': json.loads(os.environ.get('KR_OPTIONS', '{}')),
+        **json.loads(os.environ.get('KR_CONFIG', '{}')),
+    }
 )
 
 

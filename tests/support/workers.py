@@ -69,7 +69,10 @@ class Worker:
             assert self.process.poll() is None or text in self.text(), self.text()
             return text in self.text()
 
-        wait_for(there, timeout, f'{text!r} in the log of {self.name}:\n{self.text()[-3000:]}')
+        try:
+            wait_for(there, timeout, f'{text!r} in the log of {self.name}')
+        except AssertionError as error:
+            raise AssertionError(f'{error}\n{self.text()[-3000:]}') from None
 
     @property
     def pid(self) -> int:
@@ -137,7 +140,6 @@ class Fleet:
             'KR_OPTIONS': json.dumps(self.options),
             'KR_CONFIG': json.dumps(self.config),
             'PYTHONPATH': str(ROOT),
-            'PYTHONWARNINGS': 'ignore::celery.platforms.SecurityWarning',
             'PYTHONUNBUFFERED': '1',
         }
 

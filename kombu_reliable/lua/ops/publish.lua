@@ -16,6 +16,7 @@
 -- @include wake
 local LANES = 4096
 local TURN = 4194304 -- numbers wrap here, to leave the upper bits of a score to the time
+local TICK = 4000 -- ms; in whole seconds a score would outgrow a double in 2038
 local STRIDE = 5
 
 local version, keeper = unpack(redis.call('HMGET', META, 'v', 'keeper'))
@@ -44,7 +45,7 @@ if skip == count then
 end
 
 -- The first write may grow, so a full server refuses here, before anything is stored.
-redis.call('ZADD', PRODUCERS, math.floor(now / 1000) * TURN + (first + count - 1) % TURN, lane)
+redis.call('ZADD', PRODUCERS, math.floor(now / TICK) * TURN + (first + count - 1) % TURN, lane)
 if not known and redis.call('ZCARD', PRODUCERS) > LANES then
   redis.call('ZREMRANGEBYRANK', PRODUCERS, 0, 0)
 end

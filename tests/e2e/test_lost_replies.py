@@ -1,0 +1,122 @@
+"""The reply of any one script call is lost, each in turn: nothing else is."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from kombu import Connection, Consumer, Queue
+
+from kombu_reliable.scripts import all_scripts
+from tests.support.proxy import Command, Proxy
+from tests.support.servers import Server
+from tests.support.workers import Fleet, task
+
+LEASE = 0.6
+MESSAGES = 4
+
+
+def is_script(command: Command) -> bool:
+    return command.sha is not None
+
+
+def calls(name: str) -> Callable[[Command], bool]:
+    """Matches the calls of one script."""
+    sha = next(script.sha for script in all_scripts() if script.name == name)
+    return lambda command: command.sha == sha
+
+
+def publish(connection: Connection, numbers: range) -> None:
+    with connection.Producer() as producer:
+        for number in numbers:
+            producer.publish(
+                number,
+                routing_key='q',
+                headers={'x-delay': 50} if number % 2 else {},
+                retry=True,
+                retry_policy={'max_retries': 3, 'interval_start': 0.01},
+            )
+
+
+def consume(connection: Connection, expected: int) -> list[Any]:
+    """Settles messages until the expected ones, and no others, have come for a while."""
+    seen: list[Any] = []
+
+    def on_message(message: Any) -> None:
+        seen.append((message.payload, message.headers['x-delivery-count']))
+        message.ack()
+
+    channel = connection.channel()
+    with Consumer(channel, [Queue('q')], on_message=on_message, accept=['json']) as consumer:
+        consumer.qos(prefetch_count=2)
+        deadline = time.monotonic() + 20
+        while len({number for number, _ in seen}) < expected:
+            assert time.monotonic() < deadline, f'only {seen} came'
+            try:
+                connection.drain_events(timeout=0.2)
+            except TimeoutError:
+                continue
+        # Whatever is doubled comes within a lease.
+        with pytest.raises(TimeoutError):
+            while True:
+                connection.drain_events(timeout=2 * LEASE)
+    channel.close()
+    return seen
+
+
+def test_any_one_lost_reply_in_plain_kombu(server: Server, database: int) -> None:
+    fired = 0
+    for n in range(1, 60):
+        with (
+            Proxy(('127.0.0.1', server.port)) as proxy,
+            Connection(
+                f'reliable+{proxy.url(database)}', transport_options={'lease': LEASE}
+            ) as connection,
+            server.client(db=database) as client,
+        ):
+            connection.connect()
+            fault = proxy.drop_reply(n, is_script)
+            publish(connection, range(MESSAGES))
+            prefix = f'{{kr:{database}:0}}'
+            jobs = client.keys(f'{prefix}:j:*')
+            assert len(jobs) == MESSAGES, 'each publish is one job'
+            seen = consume(connection, MESSAGES)
+            assert {number for number, _ in seen} == set(range(MESSAGES))
+            times = Counter(number for number, _ in seen)
+            # A message whose claim was lost comes again; one that was handed out does not.
+            assert max(times.values()) == 1, f'{times} with reply {n} lost'
+            assert not client.keys(f'{prefix}:j:*'), f'all are settled with reply {n} lost'
+            assert not client.exists(f'{prefix}:own')
+            client.flushdb()
+        if fault.fired is None:
+            break
+        fired += 1
+    print(f'{fired} replies were lost, one after the other')
+    assert fired >= 8, 'publishes, claims and settlements were hit'
+
+
+@pytest.mark.parametrize('name', ['publish', 'claim', 'settle', 'renew'])
+def test_a_lost_reply_under_a_real_worker(
+    make_fleet: Callable[..., Fleet], server: Server, database: int, name: str
+) -> None:
+    with Proxy(('127.0.0.1', server.port)) as proxy:
+        workers = make_fleet(
+            broker=f'reliable+{proxy.url(database)}',
+            backend=f'reliable+{server.url(database)}',
+            options={'lease': 1.5},
+        )
+        workers.start('--without-mingle', concurrency=2)
+        app = workers.app()
+        assert task(app, 'add', 1, 1).apply_async().get(20) == 2
+        fault = proxy.drop_reply(1, calls(name))
+        results = [task(app, 'add', i, i).apply_async() for i in range(20)]
+        long = task(app, 'sleep', 3, value='long').apply_async()
+        assert [result.get(20) for result in results] == [2 * i for i in range(20)]
+        assert long.get(20) == 'long'
+        assert fault.fired is not None
+        assert len(workers.ledger.lines('started')) == 1, 'the long one ran once'
+        ran = Counter(entry['id'] for entry in workers.ledger.lines('ran'))
+        assert max(ran.values()) == 1, 'each of the others ran once'
