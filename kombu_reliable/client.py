@@ -84,8 +84,7 @@ def _tls(options: Options) -> dict[str, Any]:
     elif isinstance(given.get('ssl_check_hostname'), str):
         given['ssl_check_hostname'] = given['ssl_check_hostname'].lower() != 'false'
     return {
-        name: unquote(value) if isinstance(value, str) else value
-        for name, value in given.items()
+        name: unquote(value) if isinstance(value, str) else value for name, value in given.items()
     }
 
 

@@ -16,17 +16,47 @@ logger = logging.getLogger('kombu_reliable')
 
 #: Options of kombu's own redis transport that have no meaning here.
 STOCK_OPTIONS = frozenset(
-    'visibility_timeout unacked_key unacked_index_key unacked_mutex_key unacked_mutex_expire '
-    'unacked_restore_limit unacked_restore_interval unacked_restore_throttle priority_steps sep '
-    'fanout_prefix fanout_patterns ack_emulation polling_interval retry_on_timeout '
-    'body_encoding deadletter_queue keyprefix_queue keyprefix_fanout brpop_timeout '
-    'reauth_check_interval sentinel_fanout_compat'.split()
+    [
+        'visibility_timeout',
+        'unacked_key',
+        'unacked_index_key',
+        'unacked_mutex_key',
+        'unacked_mutex_expire',
+        'unacked_restore_limit',
+        'unacked_restore_interval',
+        'unacked_restore_throttle',
+        'priority_steps',
+        'sep',
+        'fanout_prefix',
+        'fanout_patterns',
+        'ack_emulation',
+        'polling_interval',
+        'retry_on_timeout',
+        'body_encoding',
+        'deadletter_queue',
+        'keyprefix_queue',
+        'keyprefix_fanout',
+        'brpop_timeout',
+        'reauth_check_interval',
+        'sentinel_fanout_compat',
+    ]
 )
 
 #: Keys of kombu's failover and retry handling, which kombu reads itself.
 KOMBU_OPTIONS = frozenset(
-    'max_retries interval_start interval_step interval_max connect_retries_timeout errback '
-    'callback on_revive retry_errors confirm_publish client_properties'.split()
+    [
+        'max_retries',
+        'interval_start',
+        'interval_step',
+        'interval_max',
+        'connect_retries_timeout',
+        'errback',
+        'callback',
+        'on_revive',
+        'retry_errors',
+        'confirm_publish',
+        'client_properties',
+    ]
 )
 
 _warned: set[frozenset[str]] = set()
@@ -180,9 +210,8 @@ def _convert(name: str, value: Any, kind: Any) -> Any:
             return int(value)
         if kind.startswith('bool'):
             return _flag(value)
-        if kind.startswith('str'):
-            if not isinstance(value, str):
-                raise TypeError(value)
+        if kind.startswith('str') and not isinstance(value, str):
+            raise TypeError(value)
     except (TypeError, ValueError):
         shown = '**' if name == 'password' else repr(value)
         raise InvalidOption(

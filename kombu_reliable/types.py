@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import Enum, IntEnum
+from enum import IntEnum, StrEnum
 
 __all__ = ('Claimed', 'Delivery', 'Outgoing', 'QueueCounts', 'Settlement', 'Status', 'Verdict')
 
 
-class Verdict(str, Enum):
+class Verdict(StrEnum):
     """What becomes of a delivery."""
 
     ACK = 'ack'

@@ -77,8 +77,8 @@ class Model:
 
     def _own_key(self, id: str, key: str) -> str:
         """A live id gets a key of its own: which one is the server's choice, if it is free."""
-        free = key.startswith(f'{id}~') and key not in self.jobs
-        return key if free else f'{id}~?'
+        free = key.startswith('~') and key.endswith(f'~{id}') and key not in self.jobs
+        return key if free else f'~?~{id}'
 
     def _store(self, now: int, key: str, message: Outgoing) -> None:
         job = Job(key, message.queue, message.rank, message.envelope)

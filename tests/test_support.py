@@ -429,7 +429,10 @@ def test_a_parent_that_forgets_leaves_nothing_behind(kind: Kind, end: str) -> No
 
 @on_linux
 def test_the_end_of_a_forked_child_is_not_the_end_of_the_server(kind: Kind) -> None:
-    end = 'pid = os.fork()\nif pid: os.waitpid(pid, 0); print(server.client().ping(), server.directory.exists())'
+    end = (
+        'pid = os.fork()\n'
+        'if pid: os.waitpid(pid, 0); print(server.client().ping(), server.directory.exists())'
+    )
     child, _, _ = start_child(kind, end)
     with child:
         assert child.stdout is not None

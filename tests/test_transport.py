@@ -443,9 +443,7 @@ def test_fanout_reaches_all_who_listen_and_costs_nothing_else(connect: Connect) 
         got: list[list[Any]] = [[], []]
         for number, (connection, mine) in enumerate(zip(listening, got, strict=True)):
             queue = Queue(f'listener{number}', exchange, auto_delete=True)
-            Consumer(
-                connection.channel(), [queue], no_ack=True, on_message=mine.append
-            ).consume()
+            Consumer(connection.channel(), [queue], no_ack=True, on_message=mine.append).consume()
         producer.publish('first')
         producer.publish('second')
     for connection in listening:

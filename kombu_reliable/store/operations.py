@@ -64,18 +64,14 @@ class Operations:
         now = '' if self.now is None else str(self.now)
         return Call(script(name), self.keys.meta, args, decode, now)
 
-    def publish(
-        self, lane: str, first: int, messages: Sequence[Outgoing]
-    ) -> Call[tuple[str, ...]]:
+    def publish(self, lane: str, first: int, messages: Sequence[Outgoing]) -> Call[tuple[str, ...]]:
         """Stores messages; the value is the key of each, ``''`` if it was stored before."""
         args: list[Argument] = [lane, first]
         for message in messages:
             args += [message.id, message.queue, message.rank, message.due, message.envelope]
         return self._call('publish', _texts, *args)
 
-    def claim(
-        self, worker: str, token: str, credit: int, queues: Sequence[str]
-    ) -> Call[Claimed]:
+    def claim(self, worker: str, token: str, credit: int, queues: Sequence[str]) -> Call[Claimed]:
         """Leases up to ``credit`` messages from ``queues``, asked in this order."""
 
         def decode(reply: Sequence[Any]) -> Claimed:

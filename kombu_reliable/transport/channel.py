@@ -111,18 +111,14 @@ class Channel(virtual.Channel):
         operations = self.store.operations
         self.store.run_all(
             [
-                operations.publish(
-                    nonce.lane, nonce.first + at, messages[at : at + PUBLISH_LIMIT]
-                )
+                operations.publish(nonce.lane, nonce.first + at, messages[at : at + PUBLISH_LIMIT])
                 for at in range(0, len(messages), PUBLISH_LIMIT)
             ]
         )
         # Whoever sends the same message once more on purpose gets a number of its own.
         del properties[NONCE]
 
-    def _publish_fanout(
-        self, message: Mapping[str, Any], exchange: str, routing_key: str
-    ) -> None:
+    def _publish_fanout(self, message: Mapping[str, Any], exchange: str, routing_key: str) -> None:
         sealed = envelope(message, message['headers'], '', exchange, routing_key)
         self.store.run(self.store.operations.fanout(exchange, routing_key, sealed))
 
@@ -226,9 +222,7 @@ class Channel(virtual.Channel):
         self.keeper.attach(delivery.token, message)
         return message
 
-    def deliver_fanout(
-        self, queue: str, exchange: str, routing_key: str, sealed: bytes
-    ) -> None:
+    def deliver_fanout(self, queue: str, exchange: str, routing_key: str, sealed: bytes) -> None:
         """Hands a fanout message to a consumer.  It has no lease: settling it does nothing."""
         consumer = self._next_consumer(queue)
         if consumer is None:

@@ -25,7 +25,6 @@ OLDEST_REDIS = (6, 2)
 OLDEST_VALKEY = (7, 2)
 
 
-
 class Endpoint:
     """A server and namespace, its store and its keeper.
 
@@ -53,9 +52,7 @@ class Endpoint:
         """Opens a connection for the event loop."""
         if self.url.kind == 'fakeredis':
             return SimulatedLine(connect_client(self.url, self.options))
-        return ServerLine(
-            open_connection(self.url, self.options, connect_timeout=connect_timeout)
-        )
+        return ServerLine(open_connection(self.url, self.options, connect_timeout=connect_timeout))
 
     def verify(self) -> None:
         """Connects once and makes sure that this server and its data can be used.
@@ -84,8 +81,7 @@ def _check_version(client: redis.Redis) -> None:
     numbers = tuple(int(part) for part in str(version).split('.')[:2])
     if numbers < oldest:
         raise UnsupportedServer(
-            f'the server is {name} {version}; '
-            f'at least {".".join(map(str, oldest))} is needed'
+            f'the server is {name} {version}; at least {".".join(map(str, oldest))} is needed'
         )
 
 

@@ -103,9 +103,7 @@ class FanoutReceiver:
             self._positions = {
                 name: at for name, at in self._positions.items() if name in exchanges
             }
-            self._inbox = deque(
-                entry for entry in self._inbox if entry.subscription is not gone
-            )
+            self._inbox = deque(entry for entry in self._inbox if entry.subscription is not gone)
             self._stop_reading()
         return gone
 
@@ -150,9 +148,7 @@ class FanoutReceiver:
             one = entry.subscription
             if self._subscriptions.get((one.channel, one.queue)) is not one:
                 continue
-            one.channel.deliver_fanout(
-                one.queue, one.exchange, entry.routing_key, entry.envelope
-            )
+            one.channel.deliver_fanout(one.queue, one.exchange, entry.routing_key, entry.envelope)
             handed_out = True
             if time.monotonic() >= end:
                 break

@@ -118,9 +118,7 @@ class Keeper:
         with self._lock:
             if self._thread is None:
                 self._next_renewal = time.monotonic() + self._interval
-                self._thread = threading.Thread(
-                    target=self._run, name='kombu-keeper', daemon=True
-                )
+                self._thread = threading.Thread(target=self._run, name='kombu-keeper', daemon=True)
                 self._thread.start()
         self._wake.set()
 
@@ -148,9 +146,7 @@ class Keeper:
         if held is None or held.settled:
             return
         held.settled = True
-        self._outbox.append(
-            Posted(Settlement(verdict, held.queue, held.id, held.token, reason))
-        )
+        self._outbox.append(Posted(Settlement(verdict, held.queue, held.id, held.token, reason)))
 
     @property
     def unsettled(self) -> bool:
@@ -215,9 +211,7 @@ class Keeper:
                 self._held.pop(token, None)
         return alive
 
-    def renewed(
-        self, leases: Sequence[tuple[str, str, str]], statuses: Sequence[Status]
-    ) -> None:
+    def renewed(self, leases: Sequence[tuple[str, str, str]], statuses: Sequence[Status]) -> None:
         for (queue, job, token), status in zip(leases, statuses, strict=True):
             held = self._held.get(token)
             if status is Status.DONE or held is None or held.settled:

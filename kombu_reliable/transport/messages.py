@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
-from kombu_reliable.envelope import pack_id, seal, unseal
+from kombu_reliable.envelope import CorruptEnvelope, pack_id, seal, unseal
 from kombu_reliable.errors import InvalidMessage
 from kombu_reliable.options import Options
 from kombu_reliable.types import Delivery, Outgoing
@@ -128,8 +128,12 @@ def open_envelope(sealed: bytes, queue: str, tag: str, deliveries: int) -> dict[
         CorruptEnvelope: these bytes are no envelope.
     """
     head, body = unseal(sealed)
-    content_type, content_encoding, headers, properties = head[:4]
-    exchange, routing_key = head[4] if len(head) > 4 else ('', queue)
+    try:
+        content_type, content_encoding, headers, properties, *address = head
+        exchange, routing_key = address[0] if address else ('', queue)
+        headers, properties = dict(headers), dict(properties)
+    except (TypeError, ValueError) as error:
+        raise CorruptEnvelope(f'not the head of a message: {error}') from error
     headers['x-delivery-count'] = deliveries
     properties['delivery_tag'] = tag
     properties['delivery_info'] = {

@@ -25,7 +25,6 @@ REPEAT_WARNING = 30.0
 CONNECT_TIMEOUT = 1.0
 
 
-
 class Reconnect:
     """The state of one effort to stay connected.
 

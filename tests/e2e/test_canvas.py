@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Iterator
 
 import pytest
 from celery import Celery, chain, chord, group
@@ -20,9 +20,7 @@ WAIT = 20
 
 
 @pytest.fixture(scope='module')
-def workers(
-    server: Server, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Fleet]:
+def workers(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
     """One worker for all tests of the module: they only ask for results."""
     directory = tmp_path_factory.mktemp('canvas')
     with (
@@ -71,7 +69,7 @@ def test_retries_with_a_countdown(app: Celery, workers: Fleet) -> None:
     assert result.get(WAIT) == 2
     runs = [entry['at'] for entry in workers.ledger.lines('ran', id=result.id)]
     assert len(runs) == 3
-    assert all(later - earlier >= 0.29 for earlier, later in zip(runs, runs[1:], strict=False))
+    assert all(later - earlier >= 0.29 for earlier, later in itertools.pairwise(runs))
 
 
 def test_link_runs_after_success(app: Celery, workers: Fleet) -> None:
@@ -170,6 +168,4 @@ def test_nothing_is_left_leased(app: Celery, workers: Fleet, server: Server) -> 
     """Runs last: every message of the tests above was settled."""
     number = int(workers.broker.rpartition('/')[2])
     with server.client(db=number) as client:
-        wait_for(
-            lambda: not client.hlen(f'{{kr:{number}:0}}:own'), WAIT, 'no message is leased'
-        )
+        wait_for(lambda: not client.hlen(f'{{kr:{number}:0}}:own'), WAIT, 'no message is leased')

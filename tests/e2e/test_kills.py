@@ -32,9 +32,7 @@ def test_a_killed_workers_tasks_start_again_within_a_lease(workers: Fleet, tmp_p
     app = workers.app()
     victim = workers.start(concurrency=2)
     door = tmp_path / 'door'
-    results = [
-        task(app, 'wait_for_file', str(door), value=i).apply_async() for i in range(8)
-    ]
+    results = [task(app, 'wait_for_file', str(door), value=i).apply_async() for i in range(8)]
     # Two run, six wait in the worker's prefetch.
     workers.ledger.wait(2, 'started')
     survivor = workers.start(concurrency=8)
@@ -42,9 +40,7 @@ def test_a_killed_workers_tasks_start_again_within_a_lease(workers: Fleet, tmp_p
     killed_at = time.time()
     started = wait_for(
         lambda: (
-            entries
-            if len(entries := workers.ledger.lines('started')) >= 2 + len(results)
-            else None
+            entries if len(entries := workers.ledger.lines('started')) >= 2 + len(results) else None
         ),
         LEASE + 1 + LOAD,
         'all eight run on the survivor',

@@ -68,7 +68,8 @@ local function store(id, queue, rank, due, envelope, number)
   local stored = redis.call('SET', JOB .. id, record, 'NX')
   if not stored then
     -- Another job lives under this id: this one is independent of it, under a key of its own.
-    id = id .. '~' .. string.format('%.0f', number)
+    -- No id of a user's begins like this one.
+    id = string.format('~%.0f~', number) .. id
     redis.call('SET', JOB .. id, record)
   end
   due = due_at(due)

@@ -1,0 +1,85 @@
+"""Transport options: parsed in one place, wrong ones named."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import pytest
+from kombu import Connection
+
+from kombu_reliable import InvalidOption, Options
+
+
+def test_defaults_are_those_of_the_readme() -> None:
+    options = Options.parse({})
+    assert (options.lease, options.delivery_limit) == (30.0, 20)
+    assert options.failed_retention == 7 * 24 * 3600
+    assert options.priority_order == 'highest-first'
+
+
+def test_what_a_url_says_as_text_is_converted() -> None:
+    options = Options.parse(
+        {'lease': '45', 'delivery_limit': '3', 'socket_keepalive': 'false', 'ssl_ca_certs': '/ca'}
+    )
+    assert options.lease == 45.0
+    assert options.delivery_limit == 3
+    assert options.socket_keepalive is False
+    assert options.ssl == {'ssl_ca_certs': '/ca'}
+
+
+@pytest.mark.parametrize(
+    ('given', 'words'),
+    [
+        ({'leese': 3}, "did you mean 'lease'"),
+        ({'delivery_limits': 3}, "did you mean 'delivery_limit'"),
+        ({'xyzzy': 3}, 'known are lease'),
+        ({'lease': 'long'}, 'is not a float'),
+        ({'lease': 0}, 'at least 0.5'),
+        ({'lease': -1}, 'at least 0.5'),
+        ({'delivery_limit': 'many'}, 'is not a int'),
+        ({'delivery_limit': -1}, '0 or more'),
+        ({'priority_order': 'up'}, 'highest-first'),
+        ({'queue_order_strategy': 'random'}, 'round_robin'),
+        ({'global_keyprefix': 'a{b}'}, 'without braces'),
+        ({'socket_keepalive': 'perhaps'}, 'is not a bool'),
+        ({'socket_timeout': 0}, 'greater than 0'),
+    ],
+)
+def test_a_wrong_option_is_named(given: dict[str, Any], words: str) -> None:
+    with pytest.raises(InvalidOption, match=words):
+        Options.parse(given)
+
+
+def test_a_wrong_option_stops_the_connection() -> None:
+    connection = Connection('reliable://localhost', transport_options={'leese': 1})
+    with pytest.raises(InvalidOption, match='lease'):
+        connection.connect()
+
+
+def test_a_password_is_never_part_of_an_error() -> None:
+    with pytest.raises(InvalidOption) as error:
+        Options.parse({'password': 5})
+    assert '5' not in str(error.value)
+    assert 'geheim' not in repr(Options.parse({'password': 'geheim'}))
+
+
+def test_stock_options_are_ignored_with_one_warning(caplog: pytest.LogCaptureFixture) -> None:
+    given = {'visibility_timeout': 60, 'unacked_key': 'u', 'fanout_prefix': True}
+    with caplog.at_level(logging.WARNING):
+        Options.parse(given)
+        Options.parse(given)
+    [record] = caplog.records
+    assert 'fanout_prefix, unacked_key, visibility_timeout' in record.message
+
+
+def test_what_kombu_itself_writes_into_the_options_passes() -> None:
+    Options.parse({'max_retries': 3, 'interval_start': 0, 'interval_step': 1, 'interval_max': 2})
+
+
+@pytest.mark.parametrize(
+    ('order', 'ranks'), [('highest-first', [0, 7, 255]), ('lowest-first', [255, 248, 0])]
+)
+def test_ranks(order: str, ranks: list[int]) -> None:
+    options = Options(priority_order=order)
+    assert [options.rank(priority) for priority in (0, 7, 255)] == ranks
