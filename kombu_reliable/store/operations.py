@@ -75,7 +75,7 @@ class Operations:
         """Leases up to ``credit`` messages from ``queues``, asked in this order."""
 
         def decode(reply: Sequence[Any]) -> Claimed:
-            now, left, wake_at = reply[:3]
+            left, wake_in = reply[:2]
             deliveries = tuple(
                 Delivery(
                     queue=queues[reply[at] - 1],
@@ -84,10 +84,9 @@ class Operations:
                     deliveries=int(reply[at + 2]),
                     envelope=_envelope(reply[at + 3]),
                 )
-                for number, at in enumerate(range(3, len(reply), 4), 1)
+                for number, at in enumerate(range(2, len(reply), 4), 1)
             )
-            wake_in = max(0.0, (wake_at - now) / 1000) if wake_at else None
-            return Claimed(deliveries, bool(left), wake_in)
+            return Claimed(deliveries, bool(left), None if wake_in < 0 else wake_in / 1e6)
 
         options = self.options
         return self._call(

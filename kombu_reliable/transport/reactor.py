@@ -18,6 +18,10 @@ __all__ = ('Participant', 'Reactor')
 #: How often a server inside this process is asked, in seconds.
 SIMULATED_PAUSE = 0.01
 
+#: Pollers round up to whole milliseconds, so they are asked to return this much earlier, in
+#: seconds, and the rest is slept.
+COARSE = 0.001
+
 #: Longest sleep without a look around, in seconds.
 LONGEST_WAIT = 1.0
 
@@ -87,11 +91,15 @@ class Reactor:
         if not polled:
             time.sleep(min(timeout, SIMULATED_PAUSE))
             return
+        end = time.monotonic() + timeout
         with selectors.DefaultSelector() as selector:
             for line, fd in polled.items():
                 selector.register(fd, selectors.EVENT_READ, line)
-            for key, _ in selector.select(max(0.0, timeout)):
-                owners[key.data].receive(key.data)
+            ready = selector.select(max(0.0, timeout - COARSE))
+        for key, _ in ready:
+            owners[key.data].receive(key.data)
+        if not ready:
+            time.sleep(max(0.0, min(COARSE, end - time.monotonic())))
 
     def _turn(self) -> None:
         for who in self.participants:
@@ -206,9 +214,10 @@ class Reactor:
             return
         self._cancel_timer()
         self._timer_at = at
-        self._timer = self._loop.call_later(delay, self._on_timer)
+        self._timer = self._loop.call_later(max(0.0, delay - COARSE), self._on_timer)
 
     def _on_timer(self) -> None:
+        time.sleep(max(0.0, min(COARSE, self._timer_at - time.monotonic())))
         self._timer, self._timer_at = None, float('inf')
         self._turn()
         self._watch_lines()

@@ -27,7 +27,7 @@ local function take_post(field, post, worker, now, due, lease)
   return true
 end
 
--- Returns when this worker must claim again (ms), or 0 if others watch.  A claim without a
+-- Returns when this worker must claim again (ms), or nil if others watch.  A claim without a
 -- name comes from somebody who does not stay, and takes no post.
 local function keep_time(worker, now, due, first, second, lease)
   if not due and (first or second) then
@@ -35,7 +35,7 @@ local function keep_time(worker, now, due, first, second, lease)
     redis.call('HDEL', META, 'keeper', 'deputy')
   end
   if not due or worker == '' then
-    return 0
+    return nil
   end
   due = math.max(due, now)
   if take_post('keeper', first, worker, now, due, lease) then
@@ -44,5 +44,5 @@ local function keep_time(worker, now, due, first, second, lease)
   if take_post('deputy', second, worker, now, due + GRACE, lease) then
     return due + GRACE
   end
-  return 0
+  return nil
 end

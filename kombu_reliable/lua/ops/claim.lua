@@ -1,9 +1,9 @@
 -- Claim: does what time demands, then leases messages in order.
 --
--- ARGV  now | '', worker ('' if it does not stay), token, lease (ms), credit, delivery limit (0: none),
---       retention of dead letters (ms), number of dead letters kept per queue,
+-- ARGV  now | '', worker ('' if it does not stay), token, lease (ms), credit,
+--       delivery limit (0: none), retention of dead letters (ms), number kept per queue,
 --       then the queues in the order in which they are asked
--- Reply now, 1 if claimable work is left, when to claim again (ms, 0: others watch),
+-- Reply 1 if claimable work is left, when to claim again (us from now; -1: others watch),
 --       then per message: number of its queue (from 1), id, deliveries, record.
 --       The n-th message is leased under '<token>.<n>'.
 -- Cost  O(log n) per message; credit at most 100, upkeep of at most 8 queues a call
@@ -12,7 +12,7 @@
 -- @include silence
 -- @include upkeep
 -- @include timekeeper
-local now = clock()
+local now, micros = clock()
 local worker, token, lease = ARGV[2], ARGV[3], tonumber(ARGV[4])
 local credit, limit = tonumber(ARGV[5]), tonumber(ARGV[6])
 local retention, keep = tonumber(ARGV[7]), tonumber(ARGV[8])
@@ -36,7 +36,7 @@ for _, queue in ipairs(alarmed) do
   upkeep(queue, now, hold, retention)
 end
 
-local reply = {now, 0, 0}
+local reply = {0, -1}
 local delivered = 0
 
 -- Deliveries that ended without an outcome.  An owner that is still noted lost its lease.
@@ -107,8 +107,11 @@ end
 for i = FIRST_QUEUE, #ARGV do
   if redis.call('EXISTS', READY .. ARGV[i]) == 1 then
     arm(ARGV[i])
-    reply[2] = 1
+    reply[1] = 1
   end
 end
-reply[3] = keep_time(worker, now, head(ALARMS), meta[4], meta[5], lease)
+local wake_at = keep_time(worker, now, head(ALARMS), meta[4], meta[5], lease)
+if wake_at then
+  reply[2] = math.max(0, (wake_at - now) * 1000 - micros)
+end
 return reply
