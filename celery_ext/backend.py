@@ -12,8 +12,12 @@ from kombu_reliable.urls import parse_url
 
 __all__ = ('ReliableBackend',)
 
-#: What Celery's own settings say about connections has precedence over our defaults.
-_OURS = frozenset({'retry', 'protocol', 'socket_timeout', 'socket_connect_timeout', 'client_name'})
+#: What Celery sets for itself: results may wait and retry where the transport must not.
+_CELERYS = frozenset(
+    {'retry', 'protocol', 'socket_timeout', 'socket_connect_timeout', 'client_name', 'driver_info'}
+)
+#: What belongs to an address or to its security, and goes with the base class's address.
+_ADDRESS = ('host', 'port', 'path', 'ssl_', 'connection_class', 'socket_connect', 'socket_keep')
 
 
 class ReliableBackend(RedisBackend):
@@ -22,6 +26,8 @@ class ReliableBackend(RedisBackend):
     Example:
         >>> Celery(broker='reliable+redis://localhost', backend='reliable+redis://localhost')
     """
+
+    connparams: dict[str, Any]
 
     def __init__(self, url: str | None = None, **kwargs: Any) -> None:
         self._server = parse_url(url or 'reliable://')
@@ -33,19 +39,22 @@ class ReliableBackend(RedisBackend):
         """Replaces the address that the base class was given by the real one."""
         if self._server.kind == 'fakeredis':
             return
-        options = Options.parse(self._server.query)
+        given = dict(self._server.query)
+        tls = self.app.conf.get('redis_backend_use_ssl')
+        options = Options.parse({**({'ssl': tls} if tls else {}), **given})
         ours = connection_kwargs(self._server, options)
-        for name in ('host', 'port', 'connection_class'):
-            self.connparams.pop(name, None)
-        if self._server.kind not in ('tcp', 'tls'):
-            for name in ('socket_connect_timeout', 'socket_keepalive'):
-                self.connparams.pop(name, None)
-        if self.connparams.get('driver_info') is not None:
-            ours.pop('driver_info', None)
-        for name, value in ours.items():
-            if name not in _OURS and not (value is None and self.connparams.get(name)):
-                self.connparams[name] = value
-        self.connparams['connection_class'] = connection_factory(self._server)
+        params = {
+            name: value
+            for name, value in self.connparams.items()
+            if name in ours or not name.startswith(_ADDRESS)
+        }
+        params.update(
+            (name, value)
+            for name, value in ours.items()
+            if name not in _CELERYS and not (value is None and params.get(name))
+        )
+        params['connection_class'] = connection_factory(self._server, options)
+        self.connparams = params
 
     def _create_client(self, **params: Any) -> Any:
         if self._server.kind == 'fakeredis':

@@ -38,14 +38,20 @@ _fake_servers: dict[str, Any] = {}
 _fake_lock = threading.Lock()
 
 
-def connection_factory(url: ServerURL) -> type[AbstractConnection]:
+def _uses_tls(url: ServerURL, options: Options) -> bool:
+    """By the URL's scheme, or because TLS settings were given."""
+    return url.kind == 'tls' or (url.kind == 'tcp' and options.ssl is not None)
+
+
+def connection_factory(url: ServerURL, options: Options) -> type[AbstractConnection]:
     """The connection class for a URL."""
+    if _uses_tls(url, options):
+        return SSLConnection
     if url.kind == 'embedded':
         from kombu_reliable.embedded import EmbeddedConnection
 
         return EmbeddedConnection
-    classes = {'tcp': Connection, 'tls': SSLConnection, 'unix': UnixDomainSocketConnection}
-    return classes[url.kind]
+    return Connection if url.kind == 'tcp' else UnixDomainSocketConnection
 
 
 def _introduction() -> dict[str, Any]:
@@ -103,7 +109,7 @@ def connection_kwargs(url: ServerURL, options: Options) -> dict[str, Any]:
         kwargs['socket_connect_timeout'] = options.socket_connect_timeout
         kwargs['socket_keepalive'] = options.socket_keepalive
         kwargs['socket_keepalive_options'] = options.socket_keepalive_options
-    if url.kind == 'tls':
+    if _uses_tls(url, options):
         kwargs.update(_tls(options))
     if options.credential_provider is not None:
         kwargs['credential_provider'] = options.credential_provider
@@ -126,7 +132,7 @@ def open_connection(
     kwargs = connection_kwargs(url, options)
     if connect_timeout is not None and 'socket_connect_timeout' in kwargs:
         kwargs['socket_connect_timeout'] = min(connect_timeout, kwargs['socket_connect_timeout'])
-    connection = connection_factory(url)(**kwargs)
+    connection = connection_factory(url, options)(**kwargs)
     connection.connect()
     return connection
 
@@ -137,7 +143,7 @@ def connect_client(url: ServerURL, options: Options) -> redis.Redis:
         return _fake_client(url)
     kwargs = connection_kwargs(url, options)
     pool = redis.ConnectionPool(
-        connection_class=connection_factory(url),
+        connection_class=connection_factory(url, options),
         max_connections=options.max_connections,
         health_check_interval=options.health_check_interval,
         **kwargs,

@@ -98,7 +98,6 @@ class Options:
     fanout_life: float = 300.0
     failed_retention: float = 7 * 86_400.0
     failed_limit: int = 10_000
-    completed_retention: float = 0.0
     reconnect_timeout: float | None = None
     socket_timeout: float = 5.0
     socket_connect_timeout: float = 5.0
@@ -133,10 +132,6 @@ class Options:
             'socket_timeout', 'socket_connect_timeout',
         ):  # fmt: skip
             _require(getattr(self, name) > 0, name, getattr(self, name), 'greater than 0')
-        _require(
-            self.completed_retention >= 0, 'completed_retention', self.completed_retention,
-            '0 or more',
-        )  # fmt: skip
 
     @classmethod
     def parse(cls, given: Mapping[str, Any]) -> Options:

@@ -17,7 +17,13 @@ from typing import Any, Generic, TypeVar
 
 import redis.exceptions
 
-from kombu_reliable.errors import LayoutError, ReliableError, ServerFull
+from kombu_reliable.errors import (
+    AccessRefused,
+    ConnectionLost,
+    LayoutError,
+    ReliableError,
+    ServerFull,
+)
 from kombu_reliable.keys import FAMILIES, LAYOUT
 
 __all__ = ('Argument', 'Call', 'Script', 'all_scripts', 'script', 'translate')
@@ -112,7 +118,7 @@ def all_scripts() -> tuple[Script, ...]:
 
 
 def translate(error: redis.exceptions.ResponseError) -> Exception:
-    """Maps an error reply of a script to an exception of this package.
+    """Maps an error reply to an exception of this package.
 
     What is not ours comes back unchanged.
     """
@@ -124,4 +130,18 @@ def translate(error: redis.exceptions.ResponseError) -> Exception:
             'the server has reached its maxmemory and refused to store a message; '
             'raise maxmemory or let the workers empty the queues'
         )
+    if isinstance(error, redis.exceptions.NoPermissionError):
+        return AccessRefused(f'the server forbids a command that is needed: {text}')
+    if isinstance(error, _PASSING) or text.startswith(_PASSING_CODES):
+        return ConnectionLost(text)
     return error
+
+
+#: States of a server that pass: a failover, a slow script, a disk that is full.
+_PASSING = (
+    redis.exceptions.ReadOnlyError,
+    redis.exceptions.MasterDownError,
+    redis.exceptions.TryAgainError,
+    redis.exceptions.ClusterDownError,
+)
+_PASSING_CODES = ('BUSY ', 'MISCONF ', 'NOREPLICAS ', 'UNBLOCKED ')

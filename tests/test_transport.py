@@ -503,6 +503,18 @@ def test_a_message_that_makes_no_sense_is_refused(
     assert not raw(connection).keys('*')
 
 
+def test_a_queue_name_that_no_record_can_hold_is_refused(connection: Connection) -> None:
+    with pytest.raises(InvalidMessage, match='9999 bytes'):
+        send(connection, 1, queue='q' * 10_000)
+
+
+def test_a_delay_replaces_an_eta(connection: Connection) -> None:
+    send(connection, 1, headers={'x-delay': 50, 'eta': '2099-01-01T00:00:00+00:00'})
+    receiver = Receiver(connection)
+    connection.drain_events(timeout=5)
+    assert receiver.messages[0].headers['eta'] is None
+
+
 @pytest.mark.parametrize(('priority', 'rank'), [(999, 255), (-5, 0), (None, 0)])
 def test_a_priority_out_of_range_is_clamped(
     connection: Connection, priority: Any, rank: int

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import secrets
@@ -20,6 +21,7 @@ from kombu_reliable.envelope import CorruptEnvelope
 from kombu_reliable.store import Store
 from kombu_reliable.store.operations import PUBLISH_LIMIT
 from kombu_reliable.transport.lanes import next_nonce
+from kombu_reliable.transport.line import LOST
 from kombu_reliable.transport.messages import (
     NONCE,
     envelope,
@@ -75,6 +77,11 @@ class Channel(virtual.Channel):
     @property
     def store(self) -> Store:
         return self.endpoint.store
+
+    def nudge(self) -> None:
+        """A place was freed, perhaps by another thread: whoever waits should look."""
+        if self.connection is not None:
+            self.connection.reactor.nudge_from_elsewhere()
 
     # -- publishing --------------------------------------------------------------
 
@@ -305,7 +312,8 @@ class Channel(virtual.Channel):
     def _stop_listening(self, queue: str) -> None:
         self.connection.fanout.unsubscribe(self, queue)
         exchange = self.connection.fanout_bindings[queue][0]
-        self.store.stop_listening(exchange, queue)
+        with contextlib.suppress(*LOST):  # the entry ends by itself
+            self.store.stop_listening(exchange, queue)
 
     def get_table(self, exchange: str) -> list[tuple[str, str | None, str]]:
         """The bindings of an exchange, as all processes have made them.
@@ -333,12 +341,14 @@ class Channel(virtual.Channel):
         """
         if self.closed:
             return
-        for tag in list(self._by_tag):
-            self.basic_cancel(tag)
-        self._release_unstarted()
-        self.connection.poller.flush()
-        self.closed = True
-        self.connection.close_channel(self)
+        try:
+            for tag in list(self._by_tag):
+                self.basic_cancel(tag)
+            self._release_unstarted()
+            self.connection.poller.flush()
+        finally:
+            self.closed = True
+            self.connection.close_channel(self)
 
 
 def _binding(routing_key: str, queue: str) -> str:

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import redis.exceptions
 
-from kombu_reliable.errors import ConnectionLost
+from kombu_reliable.scripts import translate
 from kombu_reliable.transport.endpoint import Endpoint
-from kombu_reliable.transport.line import LOST, Line, Request
+from kombu_reliable.transport.line import LOST, Line, Request, must_answer
 from kombu_reliable.transport.reconnect import Reconnect
 
 if TYPE_CHECKING:
@@ -33,15 +33,15 @@ BATCH = 100
 SLICE = 0.005
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class Subscription:
-    """A queue that is bound to a fanout exchange and consumed."""
+    """A queue that is bound to a fanout exchange and consumed, and how far it has got."""
 
     channel: Channel
     queue: str
     exchange: str
     pattern: re.Pattern[str]
-    since: tuple[int, int]
+    position: tuple[int, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +91,9 @@ class FanoutReceiver:
         self._subscriptions[channel, queue] = Subscription(
             channel, queue, exchange, _pattern(routing_key), _position(since)
         )
-        self._positions.setdefault(exchange, since)
+        # Going back for a late comer is harmless: each subscription knows its own position.
+        known = self._positions.get(exchange, since)
+        self._positions[exchange] = min(known, since, key=_position)
         self._refresh_at = time.monotonic() + self._endpoint.options.fanout_life / 3
         self._stop_reading()
 
@@ -122,12 +124,13 @@ class FanoutReceiver:
         if not self._subscriptions:
             return
         try:
-            self._check_silence()
-            self._stay_listed()
+            must_answer(self._line, LONGEST_READ + SLACK)
             if self._line is None:
                 self._line = self._reconnect.open()
-            if self._line is not None and not self._reading:
-                self._read(self._line)
+            if self._line is not None:
+                self._stay_listed()
+                if not self._reading:
+                    self._read(self._line)
         except LOST as error:
             self._lose(error)
 
@@ -177,21 +180,19 @@ class FanoutReceiver:
     def _arrived(self, names: dict[bytes, str], reply: Any) -> None:
         self._reading = False
         if isinstance(reply, redis.exceptions.ResponseError):
-            raise ConnectionLost(str(reply))
+            raise translate(reply)
         for key, entries in reply or ():
             for at, fields in entries:
                 self._sort_in(names[key], at.decode(), fields)
 
     def _sort_in(self, exchange: str, at: str, fields: list[bytes]) -> None:
         self._positions[exchange] = at
-        routing_key, envelope = fields[1].decode(), fields[3]
-        for one in list(self._subscriptions.values()):
-            if (
-                one.exchange == exchange
-                and _position(at) > one.since
-                and one.pattern.fullmatch(routing_key)
-            ):
-                self._inbox.append(_Entry(one, routing_key, envelope))
+        position, routing_key, envelope = _position(at), fields[1].decode(), fields[3]
+        for one in self._subscriptions.values():
+            if one.exchange == exchange and position > one.position:
+                one.position = position
+                if one.pattern.fullmatch(routing_key):
+                    self._inbox.append(_Entry(one, routing_key, envelope))
 
     def _stay_listed(self) -> None:
         now = time.monotonic()
@@ -205,17 +206,6 @@ class FanoutReceiver:
             ]
         )
         self._refresh_at = now + self._endpoint.options.fanout_life / 3
-
-    def _check_silence(self) -> None:
-        limit = LONGEST_READ + SLACK
-        line = self._line
-        since = line.waiting_since() if line is not None else None
-        if line is None or since is None or time.monotonic() - since < limit:
-            return
-        line.receive()
-        since = line.waiting_since()
-        if since is not None and time.monotonic() - since >= limit:
-            raise ConnectionLost(f'no reply within {limit:g} s')
 
     def _lose(self, error: Exception) -> None:
         self._stop_reading()

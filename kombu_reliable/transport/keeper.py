@@ -115,12 +115,16 @@ class Keeper:
         """Notes deliveries before the first of them is handed out."""
         for delivery in deliveries:
             self._held[delivery.token] = _Held(delivery)
-        with self._lock:
-            if self._thread is None:
-                self._next_renewal = time.monotonic() + self._interval
-                self._thread = threading.Thread(target=self._run, name='kombu-keeper', daemon=True)
-                self._thread.start()
+        self._ensure_thread()
         self._wake.set()
+
+    def _ensure_thread(self) -> None:
+        with self._lock:
+            if self._thread is None or not self._thread.is_alive():
+                self._next_renewal = time.monotonic() + self._interval
+                thread = threading.Thread(target=self._run, name='kombu-keeper', daemon=True)
+                thread.start()
+                self._thread = thread
 
     def attach(self, token: str, message: Any) -> None:
         """From now on the delivery lives as long as somebody holds ``message``."""
@@ -190,11 +194,11 @@ class Keeper:
                 item.sent = True
                 self._outbox.appendleft(item)
 
-    def _recall_overdue(self) -> None:
+    def _recall_overdue(self, patience: float = OVERDUE) -> None:
         """Takes back what somebody sent and has not read the answer to: he may be busy for
         long, or have lost his connection without noticing it."""
         for since, posted in list(self._under_way.values()):
-            if time.monotonic() - since >= OVERDUE:
+            if time.monotonic() - since >= patience:
                 self.put_back(posted)
 
     # -- renewal -----------------------------------------------------------------
@@ -227,12 +231,12 @@ class Keeper:
     def _run(self) -> None:
         while self._has_work():
             time.sleep(PATIENCE)
-            try:
-                self.flush()
-                self._renew_if_due()
+            # Each in a try of its own: a settlement that fails must not end leases.
+            errors = [error for step in (self._renew_if_due, self.flush) if (error := _try(step))]
+            if errors:
+                self._failed(errors[0])
+            else:
                 self._recovered()
-            except (redis.exceptions.RedisError, OSError, ReliableError) as error:
-                self._failed(error)
 
     def _has_work(self) -> bool:
         """Sleeps while nothing is held; False ends the thread after a long sleep."""
@@ -259,6 +263,11 @@ class Keeper:
                 self.put_back(posted)
                 raise
             self.confirmed(posted, statuses)
+
+    def finish(self) -> None:
+        """Sends every settlement once more that is not confirmed, whoever has it."""
+        self._recall_overdue(patience=0.0)
+        self.flush()
 
     def _renew_if_due(self) -> None:
         if time.monotonic() < self._next_renewal:
@@ -294,6 +303,17 @@ class Keeper:
             self._failing_since = None
 
 
+def _try(step: Callable[[], None]) -> Exception | None:
+    """Runs a step of the thread, which must outlive whatever goes wrong in it."""
+    try:
+        step()
+    except Exception as error:
+        if not isinstance(error, (redis.exceptions.RedisError, OSError, ReliableError)):
+            logger.exception('unexpected error in the keeper')
+        return error
+    return None
+
+
 _keepers: weakref.WeakSet[Keeper] = weakref.WeakSet()
 
 
@@ -306,7 +326,7 @@ def _forget_in_child() -> None:
 def _flush_at_exit() -> None:
     for keeper in list(_keepers):
         try:
-            keeper.flush()
+            keeper.finish()
         except Exception as error:
             logger.warning('settlements were not sent at exit: %s', error)
 

@@ -15,7 +15,7 @@ from redis.connection import AbstractConnection
 from kombu_reliable.errors import ConnectionLost
 from kombu_reliable.scripts import Argument
 
-__all__ = ('LOST', 'REFUSALS', 'Line', 'Request', 'ServerLine', 'SimulatedLine')
+__all__ = ('LOST', 'REFUSALS', 'Line', 'Request', 'ServerLine', 'SimulatedLine', 'must_answer')
 
 #: What reconnecting can mend.
 LOST = (redis.exceptions.ConnectionError, redis.exceptions.TimeoutError, OSError, ConnectionLost)
@@ -51,6 +51,8 @@ class Request:
 class Line(Protocol):
     """What the transport needs of a connection."""
 
+    on_close: Callable[[], None]
+
     def send(self, requests: Sequence[Request]) -> None:
         """Writes all requests at once."""
 
@@ -77,6 +79,19 @@ class ServerLine:
         self._connection = connection
         self._fd: int = connection._sock.fileno()  # type: ignore[attr-defined]
         self._unanswered: deque[Request] = deque()
+        self._closed = False
+        #: Called once, while the descriptor is still open: an event loop must let go of it
+        #: before its number can be given to somebody else.
+        self.on_close: Callable[[], None] = _ignore
+        # redis-py disconnects by itself when reading or writing fails.
+        self._disconnect = connection.disconnect
+        connection.disconnect = self._on_disconnect  # type: ignore[method-assign]
+
+    def _on_disconnect(self, *args: Any, **kwargs: Any) -> None:
+        if not self._closed:
+            self._closed = True
+            self.on_close()
+        self._disconnect(*args, **kwargs)
 
     def send(self, requests: Sequence[Request]) -> None:
         now = time.monotonic()
@@ -88,12 +103,15 @@ class ServerLine:
 
     def receive(self) -> None:
         # Readable without a question asked: the server has hung up, and reading says so.
-        while self._connection.can_read(timeout=0):
+        # Closed by its own handler: asking redis-py once more would connect anew.
+        while not self._closed and self._connection.can_read(timeout=0):
             self._receive_one()
 
     def receive_all(self, timeout: float) -> None:
         deadline = time.monotonic() + timeout
         while self._unanswered:
+            if self._closed:
+                raise ConnectionLost('the connection is closed')
             if not self._connection.can_read(timeout=max(0.0, deadline - time.monotonic())):
                 raise ConnectionLost(f'no reply within {timeout:g} s')
             self._receive_one()
@@ -101,8 +119,6 @@ class ServerLine:
     def _receive_one(self) -> None:
         try:
             reply = self._connection.read_response()
-        except redis.exceptions.ReadOnlyError as error:
-            raise ConnectionLost(str(error)) from error
         except redis.exceptions.ResponseError as error:
             reply = error
         if not self._unanswered:
@@ -116,13 +132,15 @@ class ServerLine:
         return self._unanswered[0].sent_at if self._unanswered else None
 
     def close(self) -> None:
-        self._connection.disconnect()
+        self._on_disconnect()
         while self._unanswered:
             self._unanswered.popleft().abandon()
 
 
 class SimulatedLine:
     """A line to fakeredis, which lives in this process: every request is answered at once."""
+
+    on_close: Callable[[], None] = staticmethod(_ignore)
 
     def __init__(self, client: redis.Redis) -> None:
         self._client = client
@@ -150,3 +168,18 @@ class SimulatedLine:
 
     def close(self) -> None:
         self._client.close()
+
+
+def must_answer(line: Line | None, limit: float) -> None:
+    """Raises :class:`ConnectionLost` if a reply is overdue by ``limit`` seconds."""
+    if line is None or not _silent(line, limit):
+        return
+    # The loop itself may have stood still, with the reply waiting in the socket.
+    line.receive()
+    if _silent(line, limit):
+        raise ConnectionLost(f'no reply within {limit:g} s')
+
+
+def _silent(line: Line, limit: float) -> bool:
+    since = line.waiting_since()
+    return since is not None and time.monotonic() - since >= limit

@@ -17,6 +17,9 @@ __all__ = ('NONCE', 'envelope', 'open_envelope', 'outgoing', 'payload')
 #: Where a publish keeps its nonce between kombu's attempts.
 NONCE = 'x-nonce'
 
+#: What the head of a record can say, see lua/lib/record.lua.
+LONGEST_QUEUE_NAME = 9_999
+
 #: Headers that speak to the transport: they end here, or a retry, which copies the headers of
 #: its run, would wait or count again.
 _CONSUMED = frozenset({'x-delay', 'x-delivery-count'})
@@ -34,6 +37,8 @@ def outgoing(
         InvalidMessage: priority, eta or ``x-delay`` make no sense.
     """
     headers = dict(message['headers'])
+    if len(queue.encode()) > LONGEST_QUEUE_NAME:
+        raise InvalidMessage(f'the name of a queue has at most {LONGEST_QUEUE_NAME} bytes')
     return Outgoing(
         id=pack_id(_identity(headers)),
         queue=queue,
@@ -68,6 +73,7 @@ def _take_due(headers: dict[str, Any]) -> str:
     """
     delay = headers.pop('x-delay', None)
     if delay is not None:
+        headers['eta'] = None
         return _relative(delay)
     eta = headers.get('eta')
     if eta is None:

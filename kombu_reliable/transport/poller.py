@@ -1,13 +1,13 @@
 """Waits for messages and claims them, without blocking the event loop.
 
-Two connections: the *wire* carries scripts, which are answered at once; on the *bell* the
-server holds one blocking pop of the queues' wake markers.  Claims leave on the wire while the
-bell is held, so a due time never waits for a pop to end.
+Two connections: the *wire* carries scripts, which are answered at once; on the
+:class:`~kombu_reliable.transport.bell.Bell` the server holds one blocking pop of the queues'
+wake markers.  Claims leave on the wire while the bell is held, so a due time never waits for a
+pop to end.
 """
 
 from __future__ import annotations
 
-import math
 import secrets
 import time
 from collections import deque
@@ -20,8 +20,9 @@ import redis.exceptions
 from kombu_reliable.errors import ConnectionLost
 from kombu_reliable.scripts import Call, translate
 from kombu_reliable.store.operations import RENEW_LIMIT
+from kombu_reliable.transport.bell import Bell
 from kombu_reliable.transport.endpoint import Endpoint
-from kombu_reliable.transport.line import LOST, Line, Request
+from kombu_reliable.transport.line import LOST, Line, Request, must_answer
 from kombu_reliable.transport.reconnect import Reconnect
 from kombu_reliable.types import Claimed, Delivery
 
@@ -31,12 +32,6 @@ if TYPE_CHECKING:
 __all__ = ('Poller',)
 
 T = TypeVar('T')
-
-#: Longest sleep for a wake marker: what an unlucky death between pop and claim can cost.
-LONGEST_SLEEP = 10.0
-
-#: A reply that is later than its timeout by this much will not come any more, in seconds.
-SLACK = 1.0
 
 #: Messages are handed out for so long before the event loop gets its turn, in seconds.
 SLICE = 0.005
@@ -62,12 +57,9 @@ class Poller:
         self._inbox: deque[tuple[Channel, Delivery]] = deque()
         self._reconnect = Reconnect(endpoint, 'consumer')
         self._wire: Line | None = None
-        self._bell: Line | None = None
-        self._bell_id = 0
-        self._rings = False
+        self._bell = Bell(endpoint, self._woken)
         self._claiming = False
         self._due_at: float | None = None
-        self._sleep = min(LONGEST_SLEEP, endpoint.options.lease / 3)
 
     # -- channels ----------------------------------------------------------------
 
@@ -111,7 +103,7 @@ class Poller:
     # -- taking part in the reactor ----------------------------------------------
 
     def lines(self) -> list[Line]:
-        return [line for line in (self._wire, self._bell) if line is not None]
+        return [line for line in (self._wire, self._bell.line) if line is not None]
 
     def due_in(self) -> float | None:
         now = time.monotonic()
@@ -123,14 +115,19 @@ class Poller:
         if not self._needed():
             return
         try:
-            self._check_silence()
+            must_answer(self._wire, self._endpoint.options.socket_timeout)
+            self._bell.check_silence()
             if self._connected() or self._connect():
-                self._ask([*self._settlements(), *self._next_claim()])
+                claim = self._next_claim()
+                self._ask([*self._settlements(), *claim])
                 self._listen()
         except LOST as error:
             self._lose(error)
 
     def receive(self, line: Line) -> None:
+        if line is self._bell.line:
+            self._bell.receive()
+            return
         try:
             line.receive()
         except LOST as error:
@@ -154,13 +151,14 @@ class Poller:
         """Drops everything without a word to the server, as after a fork."""
         self._channels.clear()
         self._hungry.clear()
-        self._inbox.clear()
+        self._give_back_inbox()
         self._drop_lines()
 
     def close(self) -> None:
         """Ends in good order: settlements are sent, no wake marker is swallowed."""
         self._channels.clear()
         self._finish_claim()
+        self._give_back_inbox()
         self._hush(wait=True)
         self._repay()
         try:
@@ -170,6 +168,11 @@ class Poller:
         except LOST:
             pass  # the keeper has them
         self._drop_lines()
+
+    def _give_back_inbox(self) -> None:
+        while self._inbox:
+            channel, delivery = self._inbox.popleft()
+            channel.qos.release(delivery.token)
 
     # -- connections -------------------------------------------------------------
 
@@ -196,31 +199,15 @@ class Poller:
         )
         return True
 
-    def _check_silence(self) -> None:
-        limits = (
-            (self._wire, self._endpoint.options.socket_timeout),
-            (self._bell, self._sleep + SLACK),
-        )
-        now = time.monotonic()
-        for line, limit in limits:
-            since = line.waiting_since() if line is not None else None
-            if line is None or since is None or now - since < limit:
-                continue
-            # The loop itself may have stood still, with the reply waiting in the socket.
-            line.receive()
-            since = line.waiting_since()
-            if since is not None and now - since >= limit:
-                raise ConnectionLost(f'no reply within {limit:g} s')
-
     def _lose(self, error: Exception) -> None:
         self._drop_lines()
         self._reconnect.failed(error)
 
     def _drop_lines(self) -> None:
-        for line in self.lines():
-            line.close()
-        self._wire = self._bell = None
-        self._rings = False
+        self._bell.drop()
+        wire, self._wire = self._wire, None
+        if wire is not None:
+            wire.close()
         self._due_at = None
 
     # -- scripts -----------------------------------------------------------------
@@ -260,7 +247,7 @@ class Poller:
     # -- claims ------------------------------------------------------------------
 
     def _next_claim(self) -> list[Request]:
-        if self._claiming:
+        if self._claiming or self._inbox:
             return []
         timed = self._due_at is not None and time.monotonic() >= self._due_at
         if timed:
@@ -282,12 +269,13 @@ class Poller:
     def _claim(self, channel: Channel | None, queues: list[str], credit: int) -> Request:
         self._claiming = True
         self._claims += 1
-        self._owed.difference_update(queues)
+        owed = self._owed.intersection(queues)
+        self._owed -= owed
         token = f'{self._worker}.{self._claims:x}'
         return self._request(
             self._operations.claim(self._worker if self._channels else '', token, credit, queues),
             lambda claimed: self._claimed(channel, claimed),
-            self._claim_lost,
+            lambda: self._claim_lost(owed),
         )
 
     def _claimed(self, channel: Channel | None, claimed: Claimed) -> None:
@@ -301,9 +289,13 @@ class Poller:
                 self._hungry.discard(channel)
         wake_in = claimed.wake_in
         self._due_at = None if wake_in is None else time.monotonic() + wake_in
+        if claimed.deliveries:
+            # Whoever is busy with these must not be the one whom the server wakes.
+            self._hush()
 
-    def _claim_lost(self) -> None:
+    def _claim_lost(self, owed: set[str]) -> None:
         self._claiming = False
+        self._owed |= owed
 
     def _finish_claim(self) -> None:
         """Reads the reply that is under way, so that its messages can be given back."""
@@ -317,63 +309,47 @@ class Poller:
 
     def _listen(self) -> None:
         """Has the server wake us as soon as one of our queues has claimable work."""
-        if self._rings or self._claiming:
+        if self._claiming or self._inbox:
             return
-        queues = sorted(
-            {
-                queue
-                for channel in self._channels
-                if channel not in self._hungry and channel.qos.credit()
-                for queue in channel.queues
-            }
+        queues = frozenset(
+            queue
+            for channel in self._channels
+            if channel not in self._hungry and channel.qos.credit()
+            for queue in channel.queues
         )
         if not queues:
             return
         if self._wire is not None and self._wire.fileno() is None:
             # A server inside this process cannot hold a pop: ask again soon.
             self._hungry.update(self._channels)
-            return
-        if self._bell is None:
-            self._open_bell()
-        if self._bell is None:
-            return
-        names = {self._operations.keys.wake(queue).encode(): queue for queue in queues}
-        # Rounded up, or the server would give up before its time is over.
-        timeout = math.ceil(self._sleep * 1000) / 1000
-        self._rings = True
-        self._bell.send(
-            [Request(('BZPOPMIN', *names, timeout), lambda reply: self._rung(names, reply))]
-        )
+        elif not self._bell.rings_for:
+            self._bell.ring_for(queues)
+        elif not queues <= self._bell.rings_for:
+            self._hush()
 
-    def _open_bell(self) -> None:
-        self._bell = self._endpoint.open_line(SLACK)
-
-        def know_id(reply: Any) -> None:
-            self._bell_id = reply
-
-        self._bell.send([Request(('CLIENT', 'ID'), know_id)])
-        self._bell.receive_all(self._endpoint.options.socket_timeout)
-
-    def _rung(self, names: dict[bytes, str], reply: Any) -> None:
-        self._rings = False
-        if isinstance(reply, redis.exceptions.ResponseError):
-            raise ConnectionLost(str(reply))
-        if reply is None:
-            # Slept long enough: look whether somebody died with our marker in hand.
+    def _woken(self, queue: str | None) -> None:
+        if queue is None:
+            # Somebody may have died with our marker in his hand: look.
             self._hungry.update(self._channels)
             return
-        queue = names[reply[0]]
         self._owed.add(queue)
         self._hungry.update(channel for channel in self._channels if queue in channel.queues)
 
     def _hush(self, wait: bool = False) -> None:
-        """Ends the blocking pop, because it listens to the wrong queues now."""
-        if not self._rings or self._bell is None or self._wire is None:
+        """Ends the blocking pop, because it is for the wrong queues or the wrong time."""
+        bell = self._bell
+        if not bell.rings_for or self._wire is None:
             return
         try:
-            self._ask([Request(('CLIENT', 'UNBLOCK', self._bell_id))])
-            if wait:
-                self._bell.receive_all(self._endpoint.options.socket_timeout)
+            self._ask([bell.silencer()])
+            end = time.monotonic() + self._endpoint.options.socket_timeout
+            while wait and bell.rings_for:
+                bell.receive()
+                if time.monotonic() >= end:
+                    raise ConnectionLost('a blocking pop did not end')
+                # The request may have overtaken the pop that it should end.
+                self._ask([bell.silencer()])
+                self._wire.receive_all(self._endpoint.options.socket_timeout)
         except LOST as error:
             self._lose(error)
 

@@ -37,7 +37,16 @@ class LeaseQoS:
 
         Celery's ``worker_disable_prefetch`` replaces this method on the instance.
         """
-        return not self.prefetch_count or len(self._tags) < self.prefetch_count
+        if not self.prefetch_count or len(self._tags) < self.prefetch_count:
+            return True
+        self._forget_dropped()
+        return len(self._tags) < self.prefetch_count
+
+    def _forget_dropped(self) -> None:
+        """A message that was dropped unsettled frees its place when its lease is given up."""
+        for tag in self._tags.copy():
+            if not self.channel.keeper.holds(tag):
+                self._tags.discard(tag)
 
     def can_consume_max_estimate(self) -> int | None:
         if self.prefetch_count:
@@ -99,6 +108,7 @@ class LeaseQoS:
         self._tags.discard(delivery_tag)
         self._waiting.discard(delivery_tag)
         self.channel.keeper.settle(delivery_tag, verdict, reason)
+        self.channel.nudge()
 
     def restore_unacked(self) -> list[Any]:
         """Gives back everything that was not settled (``basic.recover``)."""

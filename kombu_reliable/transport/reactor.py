@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import selectors
 import signal
 import socket
 import threading
 import time
 from collections.abc import Iterable
+from functools import partial
 from typing import Any, Protocol
 
 from kombu_reliable.transport.line import Line
@@ -48,6 +50,10 @@ class Participant(Protocol):
         """Whether messages wait to be handed out."""
 
 
+def _nothing() -> None:
+    pass
+
+
 class Reactor:
     """Gives each participant its turns.
 
@@ -58,11 +64,14 @@ class Reactor:
     def __init__(self, participants: list[Participant]) -> None:
         self.participants = participants
         self._loop: Any = None
-        self._watched: dict[int, Line] = {}
+        self._watched: set[int] = set()
         self._timer: Any = None
         self._timer_at = float('inf')
         self._nudges: tuple[socket.socket, socket.socket] | None = None
         self._listens_to_signals = False
+        self._thread = 0
+        self._pid = 0
+        self._waiting = False
 
     # -- without an event loop ---------------------------------------------------
 
@@ -76,30 +85,49 @@ class Reactor:
             socket.timeout: nothing came.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
+        self._thread = threading.get_ident()
+        looked = False
         while True:
             self._turn()
             if self._hand_out():
                 return
             remaining = LONGEST_WAIT if deadline is None else deadline - time.monotonic()
-            if remaining <= 0 and deadline is not None:
+            if looked and remaining <= 0:
                 raise TimeoutError(f'no message within {timeout} s')
-            self._wait(min(remaining, LONGEST_WAIT, self._due_in()))
+            due_in = self._due_in()
+            self._wait(max(0.0, min(remaining, LONGEST_WAIT if due_in is None else due_in)))
+            looked = True
 
     def _wait(self, timeout: float) -> None:
-        owners = {line: who for who in self.participants for line in who.lines()}
-        polled = {line: fd for line in owners if (fd := line.fileno()) is not None}
-        if not polled:
+        polled = {line: line.fileno() for line in self._lines()}
+        if None in polled.values():
             time.sleep(min(timeout, SIMULATED_PAUSE))
             return
         end = time.monotonic() + timeout
         with selectors.DefaultSelector() as selector:
             for line, fd in polled.items():
+                assert fd is not None
                 selector.register(fd, selectors.EVENT_READ, line)
+            selector.register(self._open_nudges()[0], selectors.EVENT_READ)
+            self._waiting = True
             ready = selector.select(max(0.0, timeout - COARSE))
+            self._waiting = False
         for key, _ in ready:
-            owners[key.data].receive(key.data)
+            if key.data is None:
+                self._swallow_nudges()
+            else:
+                self._receive(key.data)
         if not ready:
             time.sleep(max(0.0, min(COARSE, end - time.monotonic())))
+
+    def _lines(self) -> list[Line]:
+        return [line for who in self.participants for line in who.lines()]
+
+    def _receive(self, line: Line) -> None:
+        """What was closed meanwhile belongs to nobody any more."""
+        for who in self.participants:
+            if line in who.lines():
+                who.receive(line)
 
     def _turn(self) -> None:
         for who in self.participants:
@@ -108,9 +136,9 @@ class Reactor:
     def _hand_out(self) -> bool:
         return any([who.hand_out() for who in self.participants])
 
-    def _due_in(self) -> float:
+    def _due_in(self) -> float | None:
         waits = [wait for who in self.participants if (wait := who.due_in()) is not None]
-        return max(0.0, min(waits, default=LONGEST_WAIT))
+        return max(0.0, min(waits)) if waits else None
 
     # -- with kombu's event loop -------------------------------------------------
 
@@ -118,31 +146,39 @@ class Reactor:
         """Takes part in an event loop until :meth:`unregister`."""
         self.unregister()
         self._loop = loop
-        reader, writer = self._nudges = socket.socketpair()
-        reader.setblocking(False)
-        writer.setblocking(False)
+        self._thread = threading.get_ident()
+        self._pid = os.getpid()
+        reader, writer = self._open_nudges()
         loop.add_reader(reader, self._on_nudge)
         loop.on_tick.add(self._on_tick)
         self._listen_to_signals(writer)
 
     def unregister(self) -> None:
         loop, self._loop = self._loop, None
-        if loop is None:
+        if loop is None or os.getpid() != self._pid:
+            # A forked child shares the loop's poller with its parent, whose loop it is.
             return
         loop.on_tick.discard(self._on_tick)
-        for fd in list(self._watched):
-            self._unwatch(loop, fd)
+        for line in self._lines():
+            line.on_close = _nothing
+        for fd in self._watched:
+            with contextlib.suppress(Exception):
+                loop.remove(fd)
+        self._watched.clear()
         self._cancel_timer()
         if self._listens_to_signals:
             signal.set_wakeup_fd(-1)
             self._listens_to_signals = False
-        assert self._nudges is not None
-        reader, writer = self._nudges
+        reader, _ = self._open_nudges()
         with contextlib.suppress(Exception):
             loop.remove(reader)
-        reader.close()
-        writer.close()
-        self._nudges = None
+
+    def close(self) -> None:
+        """Leaves the event loop and closes what it was nudged with."""
+        self.unregister()
+        nudges, self._nudges = self._nudges, None
+        for end in nudges or ():
+            end.close()
 
     def _listen_to_signals(self, writer: socket.socket) -> None:
         """A signal sets a flag that Celery reads once per turn: let the turn come at once."""
@@ -154,67 +190,83 @@ class Reactor:
         else:
             signal.set_wakeup_fd(previous, warn_on_full_buffer=False)
 
+    # -- nudges ------------------------------------------------------------------
+
+    def _open_nudges(self) -> tuple[socket.socket, socket.socket]:
+        if self._nudges is None:
+            self._nudges = socket.socketpair()
+            for end in self._nudges:
+                end.setblocking(False)
+        return self._nudges
+
     def nudge(self) -> None:
-        """Makes the event loop turn at once; from any thread."""
+        """Ends a wait, or makes the event loop turn at once; from any thread."""
         if self._nudges is not None:
             with contextlib.suppress(OSError):
                 self._nudges[1].send(b'\0')
 
+    def nudge_from_elsewhere(self) -> None:
+        """A nudge, unless the caller is the one who would have to wake up."""
+        if self._waiting or threading.get_ident() != self._thread:
+            self.nudge()
+
+    def _swallow_nudges(self) -> None:
+        with contextlib.suppress(OSError):
+            self._open_nudges()[0].recv(4096)
+
     def _on_nudge(self) -> None:
-        assert self._nudges is not None
-        with contextlib.suppress(BlockingIOError):
-            self._nudges[0].recv(4096)
+        self._swallow_nudges()
         self._after_messages()
 
     def _on_tick(self) -> None:
         self._turn()
         self._watch_lines()
-        self._set_timer(self._due_in())
-        if any(who.has_messages() for who in self.participants):
+        # The loop has decided already how long it will wait in this turn.
+        if self._set_timer() or self._has_messages():
             self.nudge()
 
+    def _has_messages(self) -> bool:
+        return any(who.has_messages() for who in self.participants)
+
     def _on_readable(self, line: Line) -> None:
-        for who in self.participants:
-            if line in who.lines():
-                who.receive(line)
+        self._receive(line)
         self._after_messages()
 
     def _after_messages(self) -> None:
         """What is left goes out in the next turn: Celery looks for a shutdown in between."""
         self._hand_out()
-        if any(who.has_messages() for who in self.participants):
+        self._set_timer()
+        if self._has_messages():
             self.nudge()
 
     def _watch_lines(self) -> None:
-        wanted = {
-            fd: line
-            for who in self.participants
-            for line in who.lines()
-            if (fd := line.fileno()) is not None
-        }
-        if wanted == self._watched:
-            return
-        for fd, line in list(self._watched.items()):
-            if wanted.get(fd) is not line:
-                self._unwatch(self._loop, fd)
-        for fd, line in wanted.items():
-            if fd not in self._watched:
+        for line in self._lines():
+            fd = line.fileno()
+            if fd is not None and fd not in self._watched:
                 self._loop.add_reader(fd, self._on_readable, line)
-                self._watched[fd] = line
+                self._watched.add(fd)
+                line.on_close = partial(self._unwatch, fd)
 
-    def _unwatch(self, loop: Any, fd: int) -> None:
-        self._watched.pop(fd, None)
-        with contextlib.suppress(Exception):
-            loop.remove(fd)
+    def _unwatch(self, fd: int) -> None:
+        """Runs while ``fd`` is still open.  Later it could be somebody else's, and a copy in a
+        forked child would keep the event loop busy with a connection that has ended."""
+        self._watched.discard(fd)
+        if self._loop is not None and os.getpid() == self._pid:
+            with contextlib.suppress(Exception):
+                self._loop.remove(fd)
 
-    def _set_timer(self, delay: float) -> None:
-        """One timer of the loop stands for the nearest moment that is due."""
+    def _set_timer(self) -> bool:
+        """One timer of the loop stands for the nearest moment that is due; True if it is new."""
+        delay = self._due_in()
+        if delay is None or self._loop is None:
+            return False
         at = time.monotonic() + delay
-        if delay >= LONGEST_WAIT or (self._timer is not None and self._timer_at <= at):
-            return
+        if self._timer is not None and self._timer_at <= at:
+            return False
         self._cancel_timer()
         self._timer_at = at
         self._timer = self._loop.call_later(max(0.0, delay - COARSE), self._on_timer)
+        return True
 
     def _on_timer(self) -> None:
         time.sleep(max(0.0, min(COARSE, self._timer_at - time.monotonic())))

@@ -21,6 +21,10 @@ FIRST_PAUSE = 0.05
 LONGEST_PAUSE = 2.0
 REPEAT_WARNING = 30.0
 
+#: A connection that did not live for so long, in seconds, does not end an outage: somewhere
+#: between us and the server something lets us in and throws us out again.
+STABLE = 5.0
+
 #: The event loop stands still while a connection is opened.
 CONNECT_TIMEOUT = 1.0
 
@@ -37,8 +41,10 @@ class Reconnect:
         self._endpoint = endpoint
         self._purpose = purpose
         self._lost_at: float | None = None
+        self._opened_at: float | None = None
         self._pause = FIRST_PAUSE
         self._next_warning = 0.0
+        self._announced = False
         #: Earliest moment of the next attempt, on the monotonic clock.
         self.retry_at = 0.0
 
@@ -58,26 +64,37 @@ class Reconnect:
         except LOST as error:
             self.failed(error)
             return None
-        if self._lost_at is not None:
-            away = time.monotonic() - self._lost_at
+        self._opened_at = time.monotonic()
+        if self._lost_at is not None and not self._announced:
+            self._announced = True
             logger.warning(
-                '%s: connected again to %s after %.1f s', self._purpose, self._endpoint.url, away
+                '%s: connected again to %s after %.1f s',
+                self._purpose,
+                self._endpoint.url,
+                self._opened_at - self._lost_at,
             )
-        self._lost_at = None
-        self._pause = FIRST_PAUSE
         return line
 
     def failed(self, error: Exception) -> None:
-        """Notes a lost connection or a failed attempt."""
+        """Notes a lost connection or a failed attempt.
+
+        Raises:
+            ConnectionError: ``reconnect_timeout`` is over.
+        """
         now = time.monotonic()
+        if self._opened_at is not None and now - self._opened_at >= STABLE:
+            self._lost_at, self._pause = None, FIRST_PAUSE
+        self._opened_at = None
         if self._lost_at is None:
-            self._lost_at, self._next_warning = now, now
+            self._lost_at, self._next_warning, self._announced = now, now, False
         if now >= self._next_warning:
             self._next_warning = now + REPEAT_WARNING
             logger.warning(
                 '%s: connection to %s lost (%s), reconnecting',
-                self._purpose, self._endpoint.url, str(error) or type(error).__name__,
-            )  # fmt: skip
+                self._purpose,
+                self._endpoint.url,
+                str(error) or type(error).__name__,
+            )
         limit = self._endpoint.options.reconnect_timeout
         if limit is not None and now - self._lost_at >= limit:
             raise error

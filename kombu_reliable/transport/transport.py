@@ -63,7 +63,7 @@ class Transport(virtual.Transport):
         options = Options.parse(
             {
                 **(client.transport_options or {}),
-                **({'ssl': client.ssl} if isinstance(client.ssl, dict) else {}),
+                **_tls_of(client),
                 **self.url.query,
             }
         )
@@ -111,18 +111,25 @@ class Transport(virtual.Transport):
     def close_connection(self, connection: Any) -> None:
         for channel in list(self.channels):
             channel.close()
-        self.reactor.unregister()
         self.poller.close()
         self.fanout.close()
+        self.reactor.close()
 
     def _collect(self, connection: Any) -> None:
         """Forgets without a word to the server: in a forked child its sockets are not ours."""
         for channel in self.channels:
             channel.closed = True
         self.channels.clear()
-        self.reactor.unregister()
         self.poller.forget()
         self.fanout.close()
+        self.reactor.close()
+
+
+def _tls_of(client: Any) -> dict[str, Any]:
+    """Celery's ``broker_use_ssl``: True, or a dict of settings."""
+    if not client.ssl:
+        return {}
+    return {'ssl': client.ssl if isinstance(client.ssl, dict) else {}}
 
 
 def _adopt(client: Any) -> ServerURL:
