@@ -1,5 +1,7 @@
 """Tells the transport what only Celery's worker knows: what has started, and what idles.
 
+It also mends two things in Celery's prefork pool that would cost tasks time or run them twice.
+
 When a worker shuts down, Celery drops the requests that its pool has not got yet and keeps
 their messages unsettled until the last running task has ended.  The transport asks here which
 ones will still run and gives the others back at once.
@@ -18,6 +20,10 @@ from kombu_reliable import set_hooks
 
 __all__ = ('connect',)
 
+#: How soon, in seconds, and how often a process that closed its pipe is looked at again.
+REAP_PAUSE = 0.02
+REAP_TRIES = 50
+
 _consumer: weakref.ref[Any] | None = None
 
 
@@ -29,8 +35,9 @@ def connect() -> None:
 def _on_worker_ready(sender: Any, **_: Any) -> None:
     global _consumer
     _consumer = weakref.ref(sender)
-    _keep_written_jobs(sender.pool)
     set_hooks(started=_started, idle_slots=_idle_slots)
+    _keep_written_jobs(sender.pool)
+    _notice_dead_processes(sender.pool, sender.hub)
 
 
 def _jobs(pool: Any) -> dict[int, Any] | None:
@@ -57,6 +64,31 @@ def _keep_written_jobs(pool: Any) -> None:
 
     flush_others.keeps_written_jobs = True  # type: ignore[attr-defined]
     pool.flush = flush_others
+
+
+def _notice_dead_processes(pool: Any, hub: Any) -> None:
+    """Celery looks once when a pool process closes its pipe, often a moment before the process
+    can be reaped, and then not for five seconds: so look again until it is gone."""
+    inner: Any = getattr(pool, '_pool', None)
+    if hub is None or _jobs(pool) is None or not hasattr(inner, '_event_process_exit'):
+        return
+    look_once = inner._event_process_exit
+
+    def look_again(process: Any, tries: int) -> None:
+        if process in inner._pool and tries:
+            inner.maintain_pool()
+            hub.call_later(REAP_PAUSE, look_again, process, tries - 1)
+
+    def look(hub: Any, process: Any) -> None:
+        look_once(hub, process)
+        hub.call_later(REAP_PAUSE, look_again, process, REAP_TRIES)
+
+    inner._event_process_exit = look
+    for process in inner._pool:
+        # Those that run already are watched with the method that was replaced.
+        inner._untrack_child_process(process, hub)
+        del process._sentinel_poll
+        inner._track_child_process(process, hub)
 
 
 def _started(tokens: frozenset[str]) -> Iterable[str]:

@@ -100,7 +100,7 @@ def test_chunks(app: Celery) -> None:
 
 def test_revoke_before_the_start(app: Celery) -> None:
     result = task(app, 'run').apply_async(countdown=2)
-    app.control.revoke(result.id, reply=True, timeout=WAIT)
+    app.control.revoke(result.id, reply=True, timeout=WAIT, limit=1)
     with pytest.raises(TaskRevokedError):
         result.get(WAIT)
 
@@ -159,9 +159,9 @@ def test_events_reach_a_monitor(app: Celery) -> None:
 
 def test_a_worker_takes_up_a_new_queue_when_told(app: Celery, workers: Fleet) -> None:
     task(app, 'run', 'elsewhere').apply_async(queue='elsewhere')
-    app.control.add_consumer('elsewhere', reply=True, timeout=5)
+    app.control.add_consumer('elsewhere', reply=True, timeout=5, limit=1)
     workers.ledger.wait(1, 'ran', value='elsewhere')
-    app.control.cancel_consumer('elsewhere', reply=True, timeout=5)
+    app.control.cancel_consumer('elsewhere', reply=True, timeout=5, limit=1)
 
 
 def test_nothing_is_left_leased(app: Celery, workers: Fleet, server: Server) -> None:
