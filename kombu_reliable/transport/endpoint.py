@@ -36,6 +36,7 @@ class Endpoint:
     def __init__(self, url: ServerURL, options: Options) -> None:
         self.url = url
         self.options = options
+        self._verified = False
         self.operations = Operations(Keys(url.db, options.global_keyprefix), options)
 
     @cached_property
@@ -55,7 +56,10 @@ class Endpoint:
         return ServerLine(open_connection(self.url, self.options, connect_timeout=connect_timeout))
 
     def verify(self) -> None:
-        """Connects once and makes sure that this server and its data can be used.
+        """Connects and makes sure that this server and its data can be used.
+
+        What does not change is asked once per process: every script refuses foreign data by
+        itself, and one that a server does not know is loaded when it is needed.
 
         Raises:
             AccessRefused: wrong password or missing rights.
@@ -64,10 +68,14 @@ class Endpoint:
             redis.exceptions.ConnectionError: nobody answers; waiting may help.
         """
         try:
+            if self._verified:
+                self.store.client.ping()
+                return
             if self.url.kind != 'fakeredis':
                 _check_version(self.store.client)
             self.store.check_layout()
             self.store.load_scripts()
+            self._verified = True
         except REFUSALS as error:
             raise AccessRefused(f'{self.url} refuses access: {error}') from None
 
