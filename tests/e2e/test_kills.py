@@ -91,6 +91,7 @@ def test_nothing_is_missing_after_everything_was_killed(
         ended = Counter(entry['id'] for entry in workers.ledger.lines('ended'))
         # Only what ran or had ended without its settlement at the kill may have ended twice.
         assert sum(count > 1 for count in ended.values()) <= 8
+        workers.close()
 
 
 @pytest.mark.parametrize('pool', ['prefork', 'solo'])

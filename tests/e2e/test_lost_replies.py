@@ -120,3 +120,4 @@ def test_a_lost_reply_under_a_real_worker(
         assert len(workers.ledger.lines('started')) == 1, 'the long one ran once'
         ran = Counter(entry['id'] for entry in workers.ledger.lines('ran'))
         assert max(ran.values()) == 1, 'each of the others ran once'
+        workers.close()

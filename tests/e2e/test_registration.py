@@ -198,3 +198,4 @@ def test_the_password_is_shown_nowhere(make_fleet: Callable[..., Fleet]) -> None
         with pytest.raises(Exception, match='refuses access') as error:
             wrong.connect()
         assert 'wr0ng' not in str(error.value)
+        made.close()

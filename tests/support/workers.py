@@ -185,10 +185,19 @@ class Fleet:
         return app
 
     def close(self) -> None:
+        """Ends the workers and the producers; to be called while the server still runs.
+
+        Results that are collected later would unsubscribe from a server that is gone, in the
+        middle of whatever the interpreter does then.
+        """
         for worker in self.workers:
             worker.kill()
         for app in self.apps:
+            consumer = app.backend.result_consumer
+            consumer.stop()
+            consumer._pubsub = None
             app.close()
+        self.apps.clear()
 
 
 @contextlib.contextmanager
