@@ -41,7 +41,9 @@ def test_warm_shutdown_gives_back_what_was_prefetched(
         assert running.get(10) == 'running'
         wait_for(lambda: not client.hlen(f'{prefix}:own'), 5, 'the running one was settled')
         assert not workers.ledger.lines('ran')
-    assert took < 0.1 + 0.4, f'giving back took {took:.3f} s'
+    print(f'given back after {1e3 * took:.0f} ms')
+    # The promise is 100 ms; the rest is for a busy machine.
+    assert took < 0.1 + 0.4
     # They run elsewhere in their old order: by priority, and by arrival inside one.
     workers.start(concurrency=1)
     for result in waiting:
