@@ -29,9 +29,6 @@ LONGEST_READ = 25.0
 SLACK = 1.0
 BATCH = 100
 
-#: Messages are handed out for so long before the event loop gets its turn, in seconds.
-SLICE = 0.005
-
 
 @dataclass(slots=True, eq=False)
 class Subscription:
@@ -143,19 +140,11 @@ class FanoutReceiver:
     def has_messages(self) -> bool:
         return bool(self._inbox)
 
-    def hand_out(self) -> bool:
-        end = time.monotonic() + SLICE
-        handed_out = False
-        while self._inbox:
-            entry = self._inbox.popleft()
-            one = entry.subscription
-            if self._subscriptions.get((one.channel, one.queue)) is not one:
-                continue
+    def hand_out_one(self) -> None:
+        entry = self._inbox.popleft()
+        one = entry.subscription
+        if self._subscriptions.get((one.channel, one.queue)) is one:
             one.channel.deliver_fanout(one.queue, one.exchange, entry.routing_key, entry.envelope)
-            handed_out = True
-            if time.monotonic() >= end:
-                break
-        return handed_out
 
     def close(self) -> None:
         """Drops everything; positions are the only state, so nothing needs to be said."""

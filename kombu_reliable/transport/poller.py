@@ -33,9 +33,6 @@ __all__ = ('Poller',)
 
 T = TypeVar('T')
 
-#: Messages are handed out for so long before the event loop gets its turn, in seconds.
-SLICE = 0.005
-
 
 class Poller:
     """Claims for the channels of one transport.
@@ -136,16 +133,9 @@ class Poller:
     def has_messages(self) -> bool:
         return bool(self._inbox)
 
-    def hand_out(self) -> bool:
-        end = time.monotonic() + SLICE
-        handed_out = False
-        while self._inbox:
-            channel, delivery = self._inbox.popleft()
-            channel.deliver(delivery)
-            handed_out = True
-            if time.monotonic() >= end:
-                break
-        return handed_out
+    def hand_out_one(self) -> None:
+        channel, delivery = self._inbox.popleft()
+        channel.deliver(delivery)
 
     def forget(self) -> None:
         """Drops everything without a word to the server, as after a fork."""

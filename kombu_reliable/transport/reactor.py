@@ -20,6 +20,9 @@ __all__ = ('Participant', 'Reactor')
 #: How often a server inside this process is asked, in seconds.
 SIMULATED_PAUSE = 0.01
 
+#: Messages are handed out for so long before the event loop gets its turn, in seconds.
+SLICE = 0.005
+
 #: Pollers round up to whole milliseconds, so they are asked to return this much earlier, in
 #: seconds, and the rest is slept.
 COARSE = 0.001
@@ -43,11 +46,11 @@ class Participant(Protocol):
     def due_in(self) -> float | None:
         """Seconds until the next turn is needed, whatever arrives."""
 
-    def hand_out(self) -> bool:
-        """Gives messages to consumers for a short while; True if there were any."""
-
     def has_messages(self) -> bool:
         """Whether messages wait to be handed out."""
+
+    def hand_out_one(self) -> None:
+        """Gives the next message to its consumer."""
 
 
 def _nothing() -> None:
@@ -134,7 +137,16 @@ class Reactor:
             who.turn()
 
     def _hand_out(self) -> bool:
-        return any([who.hand_out() for who in self.participants])
+        """Gives messages to consumers for a short while; True if there were any."""
+        end = time.monotonic() + SLICE
+        handed_out = False
+        for who in self.participants:
+            while who.has_messages():
+                who.hand_out_one()
+                handed_out = True
+                if time.monotonic() >= end:
+                    return True
+        return handed_out
 
     def _due_in(self) -> float | None:
         waits = [wait for who in self.participants if (wait := who.due_in()) is not None]
