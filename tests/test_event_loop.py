@@ -17,6 +17,7 @@ import pytest
 from kombu import Connection, Consumer, Queue
 from kombu.asynchronous.hub import Hub
 
+from kombu_reliable.store import Operations
 from tests.support.proxy import Proxy
 from tests.support.servers import Server
 from tests.support.wait import wait_for
@@ -73,6 +74,16 @@ def idle(loop: Loop) -> bool:
     return bool(loop.connection.transport.poller._bell.rings_for)
 
 
+def turns_of(loop: Loop, seconds: float) -> int:
+    """Counts the turns of a loop; one that spins makes thousands."""
+    turns = 0
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        loop.hub.run_once()
+        turns += 1
+    return turns
+
+
 def test_messages_arrive_and_wake_a_sleeping_loop(loop: Loop, url: str) -> None:
     loop.run_until(lambda: idle(loop))
     publish(url, 'a', 'b', 'c')
@@ -94,14 +105,8 @@ def test_a_due_time_beyond_other_timers_of_the_loop_is_kept(loop: Loop, url: str
 
 
 def test_an_idle_loop_rests(loop: Loop) -> None:
-    """Counted in turns of the loop: one that spins would make thousands."""
     loop.run_until(lambda: idle(loop))
-    turns = 0
-    end = time.monotonic() + 1.5
-    while time.monotonic() < end:
-        loop.hub.run_once()
-        turns += 1
-    assert turns < 50
+    assert turns_of(loop, 1.5) < 50
 
 
 def test_a_lost_connection_leaves_nothing_in_the_loop_even_after_a_fork(
@@ -113,7 +118,6 @@ def test_a_lost_connection_leaves_nothing_in_the_loop_even_after_a_fork(
         url = f'reliable+{proxy.url(database)}'
         loop = Loop(url)
         loop.run_until(lambda: idle(loop))
-        child = subprocess.Popen(['sleep', '60'], close_fds=False)
         pid = os.fork()
         if pid == 0:
             time.sleep(60)
@@ -122,19 +126,12 @@ def test_a_lost_connection_leaves_nothing_in_the_loop_even_after_a_fork(
             proxy.cut()
             loop.run_until(lambda: not idle(loop))
             loop.run_until(lambda: idle(loop))
-            turns = 0
-            end = time.monotonic() + 1
-            while time.monotonic() < end:
-                loop.hub.run_once()
-                turns += 1
-            assert turns < 50
+            assert turns_of(loop, 1.0) < 50
             publish(f'reliable+{server.url(database)}', 'after')
             loop.run_until(lambda: bool(loop.arrived))
         finally:
             os.kill(pid, 9)
             os.waitpid(pid, 0)
-            child.kill()
-            child.wait()
             loop.close()
 
 
@@ -181,6 +178,34 @@ def test_collect_gives_back_what_was_not_handed_out(loop: Loop, url: str) -> Non
     other.run_until(lambda: len(other.arrived) == 4)
     assert sorted(body for _, body in other.arrived) == [0, 1, 2, 3]
     other.close()
+
+
+def test_what_was_lost_in_the_inbox_is_not_run(loop: Loop, url: str) -> None:
+    """A worker that was frozen over its lease finds in its inbox what others run by now."""
+    publish(url, 'x')
+    transport = loop.connection.transport
+    transport.poller.turn()
+    wait_for(
+        lambda: (
+            [transport.poller.receive(line) for line in transport.poller.lines()]
+            and transport.poller.has_messages()
+        ),
+        10,
+        'a message in the inbox',
+    )
+    store, keeper = transport.endpoint.store, transport.endpoint.keeper
+    future = Operations(store.keys, store.operations.options, now=int(time.time() * 1000))
+    # Time passes for somebody who is heard of all the while, so that no claim finds silence.
+    for _ in range(3):
+        store.run(future.renew([]))
+        future.now += 1200
+    taken = store.run(future.claim('', 'thief', 1, ['q']))
+    assert [delivery.deliveries for delivery in taken.deliveries] == [2]
+    keeper.renew()
+    transport.poller.hand_out_one()
+    assert loop.arrived == []
+    loop.run_until(lambda: not keeper.unsettled)
+    assert store.counts('q').leased == 1, 'the thief still has it'
 
 
 def test_settlements_under_way_survive_the_end_of_the_process(url: str, server: Server) -> None:

@@ -80,8 +80,9 @@ class Channel(virtual.Channel):
 
     def nudge(self) -> None:
         """A place was freed, perhaps by another thread: whoever waits should look."""
-        if self.connection is not None:
-            self.connection.reactor.nudge_from_elsewhere()
+        connection = self.connection  # another thread may be closing the channel
+        if connection is not None:
+            connection.reactor.nudge_from_elsewhere()
 
     # -- publishing --------------------------------------------------------------
 
@@ -202,7 +203,8 @@ class Channel(virtual.Channel):
     def deliver(self, delivery: Delivery) -> None:
         """Hands a claimed message to a consumer of its queue."""
         consumer = self._next_consumer(delivery.queue)
-        if consumer is None:
+        if consumer is None or self.keeper.lost(delivery.token):
+            # Released, or fenced if somebody else has it by now: then he runs it, not we.
             self.qos.release(delivery.token)
             return
         message = self._open(delivery)

@@ -16,7 +16,7 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -37,6 +37,9 @@ PATIENCE = 0.05
 
 #: How long the event loop may take to read the answer, in seconds.
 OVERDUE = 1.0
+
+#: How long the end of the process waits for settlements to be confirmed, in seconds.
+FAREWELL = 5.0
 
 #: How long the thread sleeps for nothing before it ends, in seconds.
 LINGER = 60.0
@@ -111,8 +114,10 @@ class Keeper:
 
     # -- registry ----------------------------------------------------------------
 
-    def hold(self, deliveries: Iterable[Delivery]) -> None:
+    def hold(self, deliveries: Sequence[Delivery]) -> None:
         """Notes deliveries before the first of them is handed out."""
+        if not deliveries:
+            return
         for delivery in deliveries:
             self._held[delivery.token] = _Held(delivery)
         self._ensure_thread()
@@ -134,6 +139,11 @@ class Keeper:
 
     def holds(self, token: str) -> bool:
         return token in self._held
+
+    def lost(self, token: str) -> bool:
+        """Whether a renewal has shown that the delivery is not ours any more."""
+        held = self._held.get(token)
+        return held is not None and held.lost
 
     def queue_of(self, token: str) -> str | None:
         held = self._held.get(token)
@@ -265,9 +275,15 @@ class Keeper:
             self.confirmed(posted, statuses)
 
     def finish(self) -> None:
-        """Sends every settlement once more that is not confirmed, whoever has it."""
-        self._recall_overdue(patience=0.0)
-        self.flush()
+        """Sends every settlement once more that is not confirmed, whoever has it.
+
+        The thread may take one at any moment and will not live to send it, so this looks again
+        until all are confirmed.
+        """
+        deadline = time.monotonic() + FAREWELL
+        while self.unsettled and time.monotonic() < deadline:
+            self._recall_overdue(patience=0.0)
+            self.flush()
 
     def _renew_if_due(self) -> None:
         if time.monotonic() < self._next_renewal:
@@ -292,13 +308,13 @@ class Keeper:
             self._failing_since, self._next_warning = now, now
         if now >= self._next_warning:
             self._next_warning = now + REPEAT_WARNING
-            logger.warning('cannot renew leases (%s); trying on', error)
+            logger.warning('cannot renew or settle (%s), trying on', error)
         time.sleep(min(0.5, self._interval / 4))
 
     def _recovered(self) -> None:
         if self._failing_since is not None:
             logger.warning(
-                'renewing leases again after %.1f s', time.monotonic() - self._failing_since
+                'renewing and settling again after %.1f s', time.monotonic() - self._failing_since
             )
             self._failing_since = None
 

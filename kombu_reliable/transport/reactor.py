@@ -213,9 +213,10 @@ class Reactor:
 
     def nudge(self) -> None:
         """Ends a wait, or makes the event loop turn at once; from any thread."""
-        if self._nudges is not None:
+        nudges = self._nudges  # another thread may be closing it
+        if nudges is not None:
             with contextlib.suppress(OSError):
-                self._nudges[1].send(b'\0')
+                nudges[1].send(b'\0')
 
     def nudge_from_elsewhere(self) -> None:
         """A nudge, unless the caller is the one who would have to wake up."""

@@ -44,16 +44,20 @@ def test_a_thousand_tasks_come_out_sorted(make_fleet: Callable[..., Fleet], orde
             assert turns == sorted(turns), 'first come, first served inside a priority'
 
 
+def publish_in_turns(app: Celery, *queues: str) -> None:
+    """Ten tasks for each queue."""
+    for i in range(10):
+        for queue in queues:
+            task(app, 'run', value=[queue, i]).apply_async(queue=queue, ignore_result=True)
+
+
 def test_queue_order_strategies(make_fleet: Callable[..., Fleet]) -> None:
     """``priority``: the first queue named is emptied first; ``round_robin``: they take turns."""
     workers = make_fleet(
         options={'queue_order_strategy': 'priority'},
         config={'worker_prefetch_multiplier': 1},
     )
-    app = workers.app()
-    for i in range(10):
-        for queue in ('low', 'high'):
-            task(app, 'run', value=[queue, i]).apply_async(queue=queue, ignore_result=True)
+    publish_in_turns(workers.app(), 'low', 'high')
     workers.start('-Q', 'high,low', pool='solo', concurrency=1)
     ran = [entry['value'] for entry in workers.ledger.wait(20, 'ran')]
     assert ran == [[queue, i] for queue in ('high', 'low') for i in range(10)]
@@ -61,10 +65,7 @@ def test_queue_order_strategies(make_fleet: Callable[..., Fleet]) -> None:
 
 def test_round_robin_serves_every_queue(make_fleet: Callable[..., Fleet]) -> None:
     workers = make_fleet(config={'worker_prefetch_multiplier': 1})
-    app = workers.app()
-    for i in range(10):
-        for queue in ('a', 'b'):
-            task(app, 'run', value=[queue, i]).apply_async(queue=queue, ignore_result=True)
+    publish_in_turns(workers.app(), 'a', 'b')
     workers.start('-Q', 'a,b', pool='solo', concurrency=1)
     ran = [entry['value'] for entry in workers.ledger.wait(20, 'ran')]
     assert {queue for queue, _ in ran[:2]} == {'a', 'b'}
