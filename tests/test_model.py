@@ -159,6 +159,19 @@ class Transport(RuleBasedStateMachine):
             first, last = self.calls[lane]
             self._publish(lane, first, last + self._dated(batch))
 
+    @precondition(lambda self: self.past)
+    @rule(lane=lanes, batch=batches, picks=picks)
+    def publish_next_run(self, lane: str, batch: list[Outgoing], picks: list[int]) -> None:
+        """By owners, by former owners, and by both in one call."""
+        runs = [self.past[-1 - pick % len(self.past)] for pick in picks]
+        self.publish(
+            lane,
+            [
+                replace(one, id=run.id.rpartition('~')[2], run=(run.token, run.id))
+                for one, run in zip(batch, runs, strict=False)
+            ],
+        )
+
     @rule(queue=st.sampled_from(QUEUES))
     def purge(self, queue: str) -> None:
         assert self.store.run(self.store.operations.purge(queue)) == self.model.purge(queue)
@@ -312,7 +325,7 @@ class Transport(RuleBasedStateMachine):
 
     def _every_key_is_explained(self, found: Snapshot) -> None:
         keys = self.keys
-        constant = {keys.meta, keys.producers, keys.alarms, *map(keys.wake, QUEUES)}
+        constant = {keys.meta, keys.producers, keys.alarms, keys.fenced, *map(keys.wake, QUEUES)}
         assert found.keys - constant == set(self._explained())
 
     def _explained(self) -> Iterator[str]:
@@ -320,7 +333,7 @@ class Transport(RuleBasedStateMachine):
         for job in self.model.jobs.values():
             yield self.keys.job(job.key)
             yield place(self.keys, job.queue, job.state)
-            if job.lost or job.state == 'dead':
+            if job.lost or job.past or job.state == 'dead':
                 yield self.keys.extra(job.key)
             if job.token is not None:
                 yield self.keys.owners
@@ -335,7 +348,9 @@ class Transport(RuleBasedStateMachine):
             if answer.deliveries:
                 self._settle(Verdict.ACK, list(answer.deliveries))
         assert not self.model.jobs
-        assert Snapshot.take(self.client, self.keys).keys <= {self.keys.meta, self.keys.producers}
+        keys = self.keys
+        constant = {keys.meta, keys.producers, keys.fenced}
+        assert Snapshot.take(self.client, keys).keys <= constant
 
 
 def _settings(config: pytest.Config, fake: bool) -> settings:

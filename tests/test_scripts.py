@@ -20,6 +20,7 @@ from kombu_reliable.options import Options
 from kombu_reliable.scripts import Call, all_scripts, script
 from kombu_reliable.store import Operations, Store
 from kombu_reliable.types import (
+    Broadcast,
     Claimed,
     Delivery,
     Outgoing,
@@ -69,6 +70,11 @@ class Bench:
             self.wait(min(ms, 10_000))
             ms -= 10_000
             self.claim(0, worker='idle')
+
+    def broadcast(self, exchange: str, routing_key: str, body: bytes) -> bool:
+        self._number += 1
+        one = Broadcast(exchange, routing_key, body)
+        return self.store.run(self.operations.fanout('lane', self._number - 1, one))
 
     def put(self, *ids: str, queue: str = 'q', rank: int = 0, due: str = '0') -> tuple[str, ...]:
         messages = [Outgoing(id, queue, rank, due, id.encode()) for id in ids]
@@ -892,16 +898,16 @@ def test_dead_letters_are_not_purged(bench: Bench) -> None:
 
 
 def test_nothing_is_written_if_nobody_listens(bench: Bench) -> None:
-    assert bench.store.run(bench.operations.fanout('x', 'key', b'hello')) is False
+    assert bench.broadcast('x', 'key', b'hello') is False
     assert bench.key_names() == set()
 
 
 def test_a_listener_reads_what_comes_after_it(bench: Bench) -> None:
     run, operations = bench.store.run, bench.operations
     assert run(operations.listen('x', 'one')) == '0-0'
-    assert run(operations.fanout('x', 'key', b'\xff1')) is True
+    assert bench.broadcast('x', 'key', b'\xff1') is True
     position = run(operations.listen('x', 'two'))
-    run(operations.fanout('x', 'key', b'2'))
+    bench.broadcast('x', 'key', b'2')
     stream = bench.keys.fanout('x')
     entries = [fields for _, fields in bench.client.xrange(stream, min='0-0')]
     assert entries == [{b'k': b'key', b'm': b'\xff1'}, {b'k': b'key', b'm': b'2'}]
@@ -915,20 +921,20 @@ def test_a_listener_that_went_silent_is_forgotten(bench: Bench) -> None:
     run, operations = bench.store.run, bench.operations
     run(operations.listen('x', 'one'))
     bench.wait(300_000)
-    assert run(operations.fanout('x', 'key', b'1')) is True
+    assert bench.broadcast('x', 'key', b'1') is True
     bench.wait(1)
-    assert run(operations.fanout('x', 'key', b'2')) is False
+    assert bench.broadcast('x', 'key', b'2') is False
     run(operations.listen('x', 'two'))
     assert bench.client.zrange(bench.keys.listeners('x'), 0, -1) == [b'two']
     bench.store.stop_listening('x', 'two')
-    assert run(operations.fanout('x', 'key', b'3')) is False
+    assert bench.broadcast('x', 'key', b'3') is False
 
 
 def test_a_stream_does_not_grow_without_bound(bench_factory: Callable[..., Bench]) -> None:
     bench = bench_factory(fanout_maxlen=100)
     bench.store.run(bench.operations.listen('x', 'one'))
     for _ in range(500):
-        bench.store.run(bench.operations.fanout('x', '', b''))
+        bench.broadcast('x', '', b'')
     assert 100 <= bench.client.xlen(bench.keys.fanout('x')) <= 300
 
 
@@ -941,7 +947,7 @@ def one_call_of_each(operations: Operations) -> Iterator[Call[Any]]:
     yield operations.renew([('q', 'a', 't.1')])
     yield operations.settle([Settlement(ACK, 'q', 'a', 't.1')])
     yield operations.purge('q')
-    yield operations.fanout('x', 'key', b'hello')
+    yield operations.fanout('lane', 1, Broadcast('x', 'key', b'hello'))
     yield operations.listen('x', 'one')
 
 

@@ -8,11 +8,12 @@ from typing import Any
 from kombu_reliable.keys import Keys
 from kombu_reliable.options import Options
 from kombu_reliable.scripts import Argument, Call, script
-from kombu_reliable.types import Claimed, Delivery, Outgoing, Settlement, Status
+from kombu_reliable.types import Broadcast, Claimed, Delivery, Outgoing, Settlement, Status
 
 __all__ = (
     'CLAIM_LIMIT',
     'PUBLISH_LIMIT',
+    'REFUSED',
     'RENEW_LIMIT',
     'SETTLE_LIMIT',
     'Operations',
@@ -23,6 +24,9 @@ PUBLISH_LIMIT = 200
 CLAIM_LIMIT = 100
 SETTLE_LIMIT = 300
 RENEW_LIMIT = 300
+
+#: What publish answers for a next run that is not its owner's any more.
+REFUSED = '!'
 
 # How a record begins, see lua/lib/record.lua.
 _QUEUE_LENGTH = slice(17, 21)
@@ -65,10 +69,11 @@ class Operations:
         return Call(script(name), self.keys.meta, args, decode, now)
 
     def publish(self, lane: str, first: int, messages: Sequence[Outgoing]) -> Call[tuple[str, ...]]:
-        """Stores messages; the value is the key of each, ``''`` if it was stored before."""
+        """Stores messages; the value is the key of each, ``''`` if it was stored before and
+        :data:`REFUSED` if it was refused."""
         args: list[Argument] = [lane, first]
-        for message in messages:
-            args += [message.id, message.queue, message.rank, message.due, message.envelope]
+        for one in messages:
+            args += [one.id, one.queue, one.rank, one.due, one.envelope, one.features]
         return self._call('publish', _texts, *args)
 
     def claim(self, worker: str, token: str, credit: int, queues: Sequence[str]) -> Call[Claimed]:
@@ -110,12 +115,13 @@ class Operations:
         """Deletes a bounded number of waiting jobs; 0 when none is left."""
         return self._call('purge', int, queue)
 
-    def fanout(self, exchange: str, routing_key: str, envelope: bytes) -> Call[bool]:
+    def fanout(self, lane: str, number: int, one: Broadcast) -> Call[bool]:
         """Appends to the exchange's stream; False if nobody listens."""
         life = round(self.options.fanout_life * 1000)
         return self._call(
-            'fanout', bool, exchange, routing_key, envelope, self.options.fanout_maxlen, life
-        )
+            'fanout', bool, lane, number, one.exchange, one.routing_key, one.envelope,
+            self.options.fanout_maxlen, life,
+        )  # fmt: skip
 
     def listen(self, exchange: str, queue: str) -> Call[str]:
         """Enters ``queue`` as a listener; the value is the position to read from."""

@@ -11,6 +11,7 @@
 -- @include layout
 -- @include silence
 -- @include upkeep
+-- @include run
 -- @include timekeeper
 local now, micros = clock()
 local worker, token, lease = ARGV[2], ARGV[3], tonumber(ARGV[4])
@@ -39,9 +40,14 @@ end
 local reply = {0, -1}
 local delivered = 0
 
--- Deliveries that ended without an outcome.  An owner that is still noted lost its lease.
+-- Deliveries that ended without an outcome.  An owner that is still noted lost its lease, and
+-- loses the job by this claim.
 local function deliveries_before(id, record, owner)
-  local lost = owner and 1 or 0
+  local lost = 0
+  if owner then
+    lost = 1
+    fence(owner_token(owner), now)
+  end
   if string.sub(record, 1, 1) ~= 'x' then
     if lost == 0 then
       return 0

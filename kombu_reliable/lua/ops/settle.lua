@@ -7,11 +7,12 @@
 --                 fail     to the dead letters, with the reason
 --                 requeue  back to its old place, counts as a delivery
 --                 release  back to its old place, does not count
--- Reply one number per message: 1 settled, 0 nobody holds it, -1 another delivery holds it
+-- Reply one number per message: 1 settled, or its next run was published before,
+--       0 nobody holds it, -1 it was taken from its owner
 -- Cost  O(log n) per message; at most 300 messages a call
 -- @include clock
 -- @include layout
--- @include owner
+-- @include run
 -- @include room
 -- @include dead
 -- @include alarm
@@ -36,7 +37,7 @@ end
 local function settle(verdict, queue, id, token, reason)
   local owner = redis.call('HGET', OWNERS, id)
   if not owned_by(owner, token) then
-    return owner and -1 or 0
+    return status_of_other(id, owner, token)
   end
   local at = owner_place(owner)
   redis.call('HDEL', OWNERS, id)
