@@ -159,18 +159,27 @@ class Transport(RuleBasedStateMachine):
             first, last = self.calls[lane]
             self._publish(lane, first, last + self._dated(batch))
 
+    @staticmethod
+    def _run_of(delivery: Delivery, one: Outgoing) -> Outgoing:
+        job = delivery.id.rpartition('~')[2]
+        return replace(one, id=job, run=(delivery.token, delivery.id))
+
+    @precondition(lambda self: self.held)
+    @rule(lane=lanes, message=messages, pick=st.integers(0, 99), settled=st.booleans())
+    def publish_next_run(self, lane: str, message: Outgoing, pick: int, settled: bool) -> None:
+        """What a retry does; then the worker settles the run, unless it dies before."""
+        held = self.held[pick % len(self.held)]
+        self.publish(lane, [self._run_of(held[1], message)])
+        if settled:
+            self.held.remove(held)
+            self._settle(Verdict.ACK, [held[1]])
+
     @precondition(lambda self: self.past)
     @rule(lane=lanes, batch=batches, picks=picks)
-    def publish_next_run(self, lane: str, batch: list[Outgoing], picks: list[int]) -> None:
+    def publish_next_runs(self, lane: str, batch: list[Outgoing], picks: list[int]) -> None:
         """By owners, by former owners, and by both in one call."""
         runs = [self.past[-1 - pick % len(self.past)] for pick in picks]
-        self.publish(
-            lane,
-            [
-                replace(one, id=run.id.rpartition('~')[2], run=(run.token, run.id))
-                for one, run in zip(batch, runs, strict=False)
-            ],
-        )
+        self.publish(lane, list(map(self._run_of, runs, batch)))
 
     @rule(queue=st.sampled_from(QUEUES))
     def purge(self, queue: str) -> None:

@@ -19,6 +19,7 @@ from kombu_reliable.keys import FAMILIES, Keys
 from kombu_reliable.options import Options
 from kombu_reliable.scripts import Call, all_scripts, script
 from kombu_reliable.store import Operations, Store
+from kombu_reliable.store.operations import REFUSED
 from kombu_reliable.types import (
     Broadcast,
     Claimed,
@@ -894,6 +895,109 @@ def test_dead_letters_are_not_purged(bench: Bench) -> None:
     assert bench.counts().dead == 1
 
 
+# -- next runs ------------------------------------------------------------------------------
+
+
+def next_run(bench: Bench, held: Delivery, queue: str = 'q', due: str = '0') -> str:
+    one = Outgoing(held.id, queue, 0, due, b'next', run=(held.token, held.id))
+    bench._number += 1
+    (key,) = bench.publish([one], bench._number - 1)
+    return key
+
+
+def test_an_owners_publish_ends_its_run_and_stores_the_next(bench: Bench) -> None:
+    bench.put('a')
+    bench.settle(REQUEUE, *bench.take())
+    (held,) = bench.take()
+    assert held.deliveries == 2
+    assert next_run(bench, held, 'r', '+500') == 'a'
+    assert bench.counts() == QueueCounts(0, 0, 0, 0)
+    assert bench.counts('r') == QueueCounts(0, 1, 0, 0)
+    # The worker has not heard of it: what it says of the run that has ended changes nothing.
+    assert bench.renew(held) == [DONE]
+    assert bench.settle(ACK, held) == [DONE]
+    assert bench.settle(FAIL, held) == [DONE]
+    bench.wait(500)
+    (again,) = bench.take(queues='r')
+    assert (again.id, again.deliveries, again.envelope) == ('a', 1, b'next')
+    assert bench.settle(ACK, held) == [DONE]
+    assert bench.settle(ACK, again) == [DONE]
+    bench.live(LEASE)
+    assert bench.key_names() == {'meta', 'pub'}
+
+
+def test_an_expired_run_has_a_next_one_until_somebody_else_claims_it(bench: Bench) -> None:
+    bench.put('a')
+    (held,) = bench.take()
+    bench.live(LEASE + 10_000)
+    assert bench.counts() == QueueCounts(1, 0, 0, 0), 'taken back'
+    assert next_run(bench, held, 'r') == 'a'
+    assert bench.counts() == QueueCounts(0, 0, 0, 0)
+    assert bench.counts('r') == QueueCounts(1, 0, 0, 0)
+
+
+def test_a_fenced_owner_publishes_no_next_run(bench: Bench) -> None:
+    bench.put('a')
+    (late,) = bench.take()
+    bench.live(LEASE + 10_000)
+    (owner,) = bench.take()
+    assert next_run(bench, late) == REFUSED
+    assert bench.counts() == QueueCounts(0, 0, 1, 0)
+    bench.settle(ACK, owner)
+    # Also when the job has ended elsewhere.
+    assert next_run(bench, late) == REFUSED
+    assert bench.counts() == QueueCounts(0, 0, 0, 0)
+    assert bench.settle(ACK, late) == [FENCED]
+
+
+def test_a_run_has_one_next_run(bench: Bench) -> None:
+    bench.put('a')
+    (held,) = bench.take()
+    assert next_run(bench, held) == 'a'
+    assert next_run(bench, held) == REFUSED
+    assert bench.counts() == QueueCounts(1, 0, 0, 0)
+
+
+def test_a_run_that_was_settled_early_is_followed_by_a_new_job(bench: Bench) -> None:
+    bench.put('a')
+    (held,) = bench.take()
+    bench.settle(ACK, held)
+    assert next_run(bench, held) == 'a'
+    assert bench.counts() == QueueCounts(1, 0, 0, 0)
+
+
+def test_a_next_run_for_several_queues_ends_the_run_once(bench: Bench) -> None:
+    bench.put('a')
+    (held,) = bench.take()
+    batch = [Outgoing('a', queue, 0, '0', b'', run=(held.token, 'a')) for queue in ('r', 's')]
+    first, second = bench.publish(batch, 7, lane='other')
+    assert first == 'a'
+    assert second.endswith('~a')
+    assert bench.counts('s').ready == bench.counts('r').ready == 1
+
+
+def test_a_repeated_publish_of_a_next_run_changes_nothing(bench: Bench) -> None:
+    bench.put('a')
+    (held,) = bench.take()
+    one = Outgoing('a', 'q', 0, '+500', b'next', run=(held.token, 'a'))
+    assert bench.publish([one], 0, lane='other') == ('a',)
+    before = bench.contents()
+    assert bench.publish([one], 0, lane='other') == ('',)
+    assert bench.contents() == before
+
+
+def test_fenced_tokens_are_bounded(bench: Bench) -> None:
+    fenced = bench.keys.fenced
+    bench.client.zadd(fenced, {f'old{number}': number for number in range(10_000)})
+    bench.put('a')
+    bench.take()
+    bench.live(LEASE + 10_000)
+    bench.take()
+    assert bench.client.zcard(fenced) == 10_000
+    assert bench.client.zscore(fenced, 'old0') is None
+    assert 0 < bench.client.pttl(fenced) <= 7 * 24 * HOUR
+
+
 # -- fanout ---------------------------------------------------------------------------------
 
 
@@ -915,6 +1019,14 @@ def test_a_listener_reads_what_comes_after_it(bench: Bench) -> None:
     assert fields[b'm'] == b'2'
     assert 0 < bench.client.pttl(stream) <= 300_000
     assert 0 < bench.client.pttl(bench.keys.listeners('x')) <= 300_000
+
+
+def test_a_repeated_broadcast_is_one_entry(bench: Bench) -> None:
+    bench.store.run(bench.operations.listen('x', 'one'))
+    call = bench.operations.fanout('lane', 5, Broadcast('x', 'key', b'hello'))
+    assert bench.store.run(call) is True
+    assert bench.store.run(call) is True
+    assert bench.client.xlen(bench.keys.fanout('x')) == 1
 
 
 def test_a_listener_that_went_silent_is_forgotten(bench: Bench) -> None:
