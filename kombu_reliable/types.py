@@ -92,11 +92,13 @@ class Claimed:
         deliveries: the messages leased.
         left: claimable work is left in the queues that were asked.
         wake_in: seconds until this worker must claim again; None if others watch the clock.
+        statuses: what became of the settlements that came with the claim.
     """
 
     deliveries: tuple[Delivery, ...]
     left: bool
     wake_in: float | None
+    statuses: tuple[Status, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

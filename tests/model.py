@@ -126,7 +126,9 @@ class Model:
         """After a long silence everybody gets one lease of time to come back."""
         if self.seen is not None and now - self.seen > self.lease / 2:
             self.hold = now + self.lease
-        self.seen = now
+            self.seen = now
+        elif self.seen is None or now - self.seen >= self.lease / 20:
+            self.seen = now
 
     def _let_time_work(self, now: int) -> None:
         for queue in {job.queue for job in self.jobs.values()}:

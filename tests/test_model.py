@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, get_args
 
@@ -191,8 +191,17 @@ class Transport(RuleBasedStateMachine):
         self.tokens += 1
         return f't{self.tokens}'
 
-    def _claim(self, worker: str, token: str, credit: int, queues: list[str]) -> Claimed:
-        answer = self.store.run(self.store.operations.claim(worker, token, credit, queues))
+    def _claim(
+        self,
+        worker: str,
+        token: str,
+        credit: int,
+        queues: list[str],
+        settlements: Sequence[Settlement] = (),
+    ) -> Claimed:
+        call = self.store.operations.claim(worker, token, credit, queues, settlements)
+        answer = self.store.run(call)
+        assert list(answer.statuses) == self.model.settle(self.now, settlements)
         deliveries, left = self.model.claim(self.now, token, credit, queues)
         assert list(answer.deliveries) == deliveries
         assert answer.left == left
@@ -210,6 +219,25 @@ class Transport(RuleBasedStateMachine):
     @rule(worker=workers, credit=credits_, queues=queue_lists)
     def claim(self, worker: str, credit: int, queues: list[str]) -> None:
         self._receive(worker, self._claim(worker, self._new_token(), credit, queues))
+
+    @precondition(lambda self: self.past)
+    @rule(
+        worker=workers, credit=credits_, queues=queue_lists, picks=picks,
+        verdicts=st.lists(verdicts, min_size=3, max_size=3), pick=st.integers(0, 99),
+    )  # fmt: skip
+    def settle_and_claim(
+        self, worker: str, credit: int, queues: list[str], picks: list[int],
+        verdicts: list[Verdict], pick: int,
+    ) -> None:  # fmt: skip
+        """What a busy worker does: ends some deliveries, old ones too, and takes others."""
+        ended = [self.past[-1 - number % len(self.past)] for number in picks]
+        if self.held:
+            ended[0] = self.held.pop(pick % len(self.held))[1]
+        batch = [
+            Settlement(verdict, one.queue, one.id, one.token, 'why')
+            for one, verdict in zip(ended, verdicts, strict=False)
+        ]
+        self._receive(worker, self._claim(worker, self._new_token(), credit, queues, batch))
 
     @rule(worker=workers, credit=credits_, queues=queue_lists)
     def claim_twice(self, worker: str, credit: int, queues: list[str]) -> None:

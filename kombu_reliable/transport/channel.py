@@ -75,7 +75,7 @@ class Channel(virtual.Channel):
         """A place was freed, perhaps by another thread: whoever waits should look."""
         connection = self.connection  # another thread may be closing the channel
         if connection is not None:
-            connection.reactor.nudge_from_elsewhere()
+            connection.reactor.flush_soon()
 
     # -- publishing --------------------------------------------------------------
 
