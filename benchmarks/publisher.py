@@ -1,0 +1,84 @@
+"""Publishes in a process of its own, and prints what it cost as one JSON object.
+
+    python -m benchmarks.publisher delay|single|batch COUNT [--profile FILE]
+
+``delay`` calls Celery's ``delay()``, ``single`` and ``batch`` kombu's ``Producer.publish``
+without Celery; the broker comes from the environment, see :mod:`benchmarks.harness`.
+A process of its own, because whatever ran before in it would count.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import cProfile
+import gc
+import json
+import os
+import time
+from collections.abc import Callable
+
+from kombu import Producer, Queue
+
+from benchmarks.app import app, confirm_one
+
+#: Publishes before the clock starts: connections, caches, scripts.
+WARM_UP = 100
+
+QUEUE = 'celery'
+BODY = {'order': 480_000, 'customer': 'jane.doe@example.com', 'notify': True}
+
+
+def delay(count: int) -> None:
+    for number in range(count):
+        confirm_one(number)
+
+
+def single(count: int, producer: Producer) -> None:
+    for number in range(count):
+        producer.publish(BODY | {'order': number}, routing_key=QUEUE)
+
+
+def batch(count: int, producer: Producer) -> None:
+    with producer.batch(max_size=count):
+        single(count, producer)
+
+
+def timed(work: Callable[[int], None], count: int) -> tuple[float, float]:
+    """Wall and CPU seconds of this process."""
+    gc.collect()
+    cpu, wall = time.process_time(), time.perf_counter()
+    work(count)
+    return time.perf_counter() - wall, time.process_time() - cpu
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('how', choices=('delay', 'single', 'batch'))
+    parser.add_argument('count', type=int)
+    parser.add_argument('--profile')
+    options = parser.parse_args()
+    profiler = cProfile.Profile() if options.profile else contextlib.nullcontext()
+    if options.how == 'delay':
+        delay(WARM_UP)
+        with profiler:
+            wall, cpu = timed(delay, options.count)
+        supported = True
+    else:
+        if os.environ.get('BENCH_MODULE'):
+            __import__(os.environ['BENCH_MODULE'])
+        with app.connection_for_write() as connection:
+            producer = connection.Producer()
+            Queue(QUEUE)(connection.default_channel).declare()
+            supported = getattr(producer, 'supports_batch_publish', False)
+            work = {'single': single, 'batch': batch}[options.how]
+            single(WARM_UP, producer)
+            with profiler:
+                wall, cpu = timed(lambda count: work(count, producer), options.count)
+    if options.profile:
+        profiler.dump_stats(options.profile)
+    print(json.dumps({'wall': wall, 'cpu': cpu, 'batch': bool(supported), 'extra': WARM_UP}))
+
+
+if __name__ == '__main__':
+    main()
