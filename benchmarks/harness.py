@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,7 +24,7 @@ import redis
 from benchmarks.contenders import Contender
 from tests.support.servers import Server
 
-__all__ = ('QUIET', 'Bench', 'Inbox', 'RunningWorker', 'percentile', 'progress')
+__all__ = ('QUIET', 'Bench', 'Inbox', 'RunningWorker', 'Wire', 'percentile', 'progress')
 
 ROOT = Path(__file__).parents[1]
 QUEUE = 'celery'
@@ -112,6 +113,46 @@ class RunningWorker:
         """CPU seconds of the main process, without those of the pool."""
         times = psutil.Process(self.process.pid).cpu_times()
         return float(times.user + times.system)
+
+
+class Wire:
+    """Counts the commands that others send to a server, while the block runs.
+
+    ``INFO`` would count the commands inside scripts as well.  MONITOR tells them apart, and it
+    tells clients apart: those that were connected before the block do not count, unless
+    ``everybody`` does.  It slows the server down, so nothing else is measured meanwhile.
+    """
+
+    def __init__(self, server: Server, everybody: bool = False) -> None:
+        self.count = 0
+        with server.client() as client:
+            self._known = {entry['addr'] for entry in client.client_list()}
+        if everybody:
+            self._known.clear()
+        self._socket = socket.create_connection(('127.0.0.1', server.port))
+        self._socket.sendall(b'MONITOR\r\n')
+        self._reader = threading.Thread(target=self._read, daemon=True)
+
+    def _read(self) -> None:
+        with self._socket.makefile('rb') as lines:
+            lines.readline()  # OK
+            for line in lines:
+                source = line.split(b'[', 1)[1].split(b']', 1)[0].split(b' ', 1)[1].decode()
+                self.count += source != 'lua' and source not in self._known
+
+    def __enter__(self) -> Self:
+        self._reader.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._socket.shutdown(socket.SHUT_RDWR)
+        self._reader.join(10)
+        self._socket.close()
 
 
 @dataclass
