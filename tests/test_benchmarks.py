@@ -38,7 +38,9 @@ def test_scale_benchmark_measures_each_script() -> None:
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
     assert {(row['kind'], row['script']) for row in report} == {
-        (kind, script) for kind in ('queued', 'delayed') for script in ('publish', 'claim', 'settle')
+        (kind, script)
+        for kind in ('queued', 'delayed')
+        for script in ('publish', 'claim', 'settle')
     }
     assert all(row['large'] > 0 and row['small'] > 0 and row['control'] > 0 for row in report)
 
