@@ -1,11 +1,12 @@
 """The Celery app that the benchmarks' workers and publishers run.
 
 Its surroundings come from the environment, see :mod:`benchmarks.harness`.  Nothing here knows
-which transport it runs on.
+which transport it runs on; a module that registers one is imported if it is named.
 """
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import socket
@@ -15,6 +16,9 @@ from typing import Any
 
 from celery import Celery
 from celery.signals import worker_ready
+
+if os.environ.get('BENCH_MODULE'):
+    importlib.import_module(os.environ['BENCH_MODULE'])
 
 app = Celery('shop', broker=os.environ.get('BENCH_BROKER', 'memory://'))
 app.conf.update(

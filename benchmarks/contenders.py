@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import os
 from dataclasses import dataclass, field
@@ -28,7 +29,7 @@ class Contender:
     options: dict[str, Any] = field(default_factory=dict)
     #: Whether it keeps its messages in the benchmark's own server.
     on_redis: bool = True
-    #: A module whose import registers the transport; Celery finds ours by itself.
+    #: A module whose import registers the transport.
     module: str | None = None
 
     def connection(self) -> Connection:
@@ -54,10 +55,8 @@ def contenders(port: int, peers: list[str]) -> list[Contender]:
 def _redis_plus(place: str) -> Contender:
     module = 'celery_redis_plus'
     if importlib.util.find_spec(module) is None:
-        raise Missing('redis-plus is not installed: pip install celery-redis-plus')
-    return Contender(
-        'redis-plus', f'{module}.transport:Transport://{place}', module=f'{module}.transport'
-    )
+        raise Missing('redis-plus is not installed: pip install celery-redis-plus (Python 3.13)')
+    return Contender('redis-plus', f'valkey://{place}', module=module)
 
 
 def _rabbitmq(place: str) -> Contender:

@@ -200,7 +200,9 @@ class Bench:
                 client.flushall()
             return
         with contender.connection() as connection:
-            connection.default_channel.queue_purge(QUEUE)
+            channel = connection.default_channel
+            channel.queue_declare(QUEUE, durable=True, auto_delete=False)
+            channel.queue_purge(QUEUE)
 
     def publish(
         self, contender: Contender, how: str, count: int, profile: Path | None = None

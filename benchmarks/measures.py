@@ -31,8 +31,8 @@ STALLED = 60.0
 class Sizes:
     """How much is measured."""
 
-    drain: int = 5_000
-    publish: int = 5_000
+    drain: int = 4_000
+    publish: int = 4_000
     batch: int = 1_000
     queued: int = 20_000
     latency: int = 300

@@ -13,7 +13,6 @@ import argparse
 import contextlib
 import cProfile
 import gc
-import importlib
 import json
 import os
 import statistics
@@ -59,8 +58,6 @@ def timed(work: Callable[[int], None], count: int) -> tuple[float, float]:
 
 def without_celery(how: str, count: int) -> tuple[float, float, bool]:
     """The medians of a few runs, and whether the transport knows batches at all."""
-    if os.environ['BENCH_MODULE']:
-        importlib.import_module(os.environ['BENCH_MODULE'])
     options = json.loads(os.environ['BENCH_OPTIONS'])
     with Connection(os.environ['BENCH_BROKER'], transport_options=options) as connection:
         producer = connection.Producer()

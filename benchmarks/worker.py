@@ -81,7 +81,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--quick', action='store_true', help='few tasks, one round, no bars')
     parser.add_argument('--json', action='store_true', help='print one JSON object, no table')
     parser.add_argument('--only', type=_names, metavar='NAME,...', help=', '.join(MEASURES))
-    parser.add_argument('--rounds', type=int, metavar='N', help='(default: 3; --quick: 1)')
+    parser.add_argument('--rounds', type=int, metavar='N', help='(default: 5; --quick: 1)')
     parser.add_argument('--server', choices=('valkey', 'redis'), default='valkey')
     parser.add_argument('--peer', choices=tuple(PEERS), action='append', default=[],
                         help='another transport to compare with; may be repeated')  # fmt: skip
@@ -95,7 +95,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main() -> None:
     options = arguments()
-    rounds = options.rounds or (1 if options.quick else 3)
+    rounds = options.rounds or (1 if options.quick else 5)
     with Bench.start(options.server) as bench:
         try:
             entrants = contenders(bench.server.port, options.peer)
