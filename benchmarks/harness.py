@@ -119,8 +119,8 @@ class Wire:
     """Counts the commands that others send to a server, while the block runs.
 
     ``INFO`` would count the commands inside scripts as well.  MONITOR tells them apart, and it
-    tells clients apart: those that were connected before the block do not count, unless
-    ``everybody`` does.  It slows the server down, so nothing else is measured meanwhile.
+    tells clients apart: those that were connected before this object was made do not count,
+    unless ``everybody`` does.  It slows the server down, so nothing else is measured meanwhile.
     """
 
     def __init__(self, server: Server, everybody: bool = False) -> None:
@@ -130,17 +130,19 @@ class Wire:
         if everybody:
             self._known.clear()
         self._socket = socket.create_connection(('127.0.0.1', server.port))
-        self._socket.sendall(b'MONITOR\r\n')
+        self._lines = self._socket.makefile('rb')
         self._reader = threading.Thread(target=self._read, daemon=True)
 
     def _read(self) -> None:
-        with self._socket.makefile('rb') as lines:
-            lines.readline()  # OK
-            for line in lines:
-                source = line.split(b'[', 1)[1].split(b']', 1)[0].split(b' ', 1)[1].decode()
-                self.count += source != 'lua' and source not in self._known
+        for line in self._lines:
+            if not line.endswith(b'\n'):
+                break  # cut off by the end of the block
+            source = line.split(b'[', 1)[1].split(b']', 1)[0].split(b' ', 1)[1].decode()
+            self.count += source != 'lua' and source not in self._known
 
     def __enter__(self) -> Self:
+        self._socket.sendall(b'MONITOR\r\n')
+        self._lines.readline()  # OK: from here on it sees everything
         self._reader.start()
         return self
 
@@ -152,6 +154,7 @@ class Wire:
     ) -> None:
         self._socket.shutdown(socket.SHUT_RDWR)
         self._reader.join(10)
+        self._lines.close()
         self._socket.close()
 
 

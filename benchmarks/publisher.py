@@ -10,7 +10,6 @@ A process of its own, because whatever ran before in it would count.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import cProfile
 import gc
 import json
@@ -79,11 +78,12 @@ def main() -> None:
     supported = False
     if options.how == 'delay':
         delay(WARM_UP)
-        profiler = cProfile.Profile() if options.profile else contextlib.nullcontext()
-        with profiler:
-            wall, cpu = timed(delay, options.count)
         if options.profile:
+            with cProfile.Profile() as profiler:
+                wall, cpu = timed(delay, options.count)
             profiler.dump_stats(options.profile)
+        else:
+            wall, cpu = timed(delay, options.count)
     else:
         wall, cpu, supported = without_celery(options.how, options.count)
     print(json.dumps({'wall': wall, 'cpu': cpu, 'batch': supported, 'extra': WARM_UP}))
