@@ -43,13 +43,15 @@ class Transport(virtual.Transport):
     driver_type = 'redis'
     driver_name = 'kombu_reliable'
 
-    connection_errors = recoverable_connection_errors = (
-        *virtual.Transport.connection_errors,
+    #: kombu repeats a publish on these, for ever if nobody set a limit.  Its own
+    #: ``InconsistencyError`` (no queue is bound) must not be among them.
+    recoverable_connection_errors = (
         redis.exceptions.ConnectionError,
         redis.exceptions.TimeoutError,
         ConnectionLost,
         OSError,
     )
+    connection_errors = (*virtual.Transport.connection_errors, *recoverable_connection_errors)
     channel_errors = (*virtual.Transport.channel_errors, redis.exceptions.ResponseError)
     recoverable_channel_errors = ()
 

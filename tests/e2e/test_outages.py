@@ -1,0 +1,110 @@
+"""Lost connections and lost servers: tasks run once, acks count, Celery notices nothing."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.faults import (
+    assert_each_ran_once,
+    assert_quiet,
+    counts,
+    cut_all,
+    wait_for_counts,
+)
+from tests.support.proxy import Proxy
+from tests.support.servers import Server
+from tests.support.wait import wait_for
+from tests.support.workers import Fleet, task
+
+LEASE = 1.5
+
+
+def until(moment: float) -> None:
+    wait_for(lambda: time.monotonic() >= moment, 60, 'the moment')
+
+
+def three_leases() -> float:
+    return time.monotonic() + 3 * LEASE
+
+
+def kill_clients(proxy: Proxy, server: Server) -> None:
+    """The server throws out all its clients, again and again."""
+    for _ in range(6):
+        cut_all(server)
+        until(time.monotonic() + LEASE / 4)
+
+
+def go_silent_and_resume(proxy: Proxy, server: Server) -> None:
+    """A black hole shorter than a lease, after which everything arrives late."""
+    proxy.stop_forwarding()
+    until(time.monotonic() + LEASE / 3)
+    proxy.resume_forwarding()
+
+
+def go_silent_for_good(proxy: Proxy, server: Server) -> None:
+    """Old connections end in a black hole, then by force; new ones work."""
+    proxy.stop_forwarding()
+    until(time.monotonic() + LEASE / 4)
+    proxy.cut()
+    proxy.resume_forwarding()
+
+
+def refuse_for_a_while(proxy: Proxy, server: Server) -> None:
+    proxy.refuse()
+    proxy.cut()
+    until(time.monotonic() + LEASE / 3)
+    proxy.refuse(False)
+
+
+FAULTS = (kill_clients, go_silent_and_resume, go_silent_for_good, refuse_for_a_while)
+
+
+@pytest.fixture
+def proxied(
+    make_fleet: Callable[..., Fleet], server: Server, database: int
+) -> Iterator[tuple[Fleet, Proxy]]:
+    """A fleet whose first worker reaches the server through a proxy."""
+    with Proxy(('127.0.0.1', server.port)) as proxy:
+        fleet = make_fleet(
+            broker=f'reliable+{proxy.url(database)}',
+            backend=f'reliable+{server.url(database)}',
+            options={'lease': LEASE},
+        )
+        yield fleet, proxy
+        fleet.close()
+
+
+@pytest.mark.parametrize(
+    'pool', ['prefork', 'threads', pytest.param('solo', marks=pytest.mark.matrix)]
+)
+def test_a_long_task_outlives_its_connections(
+    proxied: tuple[Fleet, Proxy], server: Server, database: int, tmp_path: Path, pool: str
+) -> None:
+    fleet, proxy = proxied
+    direct = f'reliable+{server.url(database)}'
+    app = fleet.app(broker=direct)
+    door = tmp_path / 'door'
+    worker = fleet.start(pool=pool, concurrency=1)
+    result = task(app, 'wait_for_file', str(door), value='long').apply_async()
+    fleet.ledger.wait(1, 'started')
+    # Somebody who would take the task at once if its lease ended.
+    fleet.start(concurrency=1, broker=direct)
+    end = three_leases()
+    for fault in FAULTS:
+        fault(proxy, server)
+        # One fault at a time: after each the lease is renewed anew.
+        until(time.monotonic() + LEASE / 2)
+        assert counts(fleet, server).leased == 1, fault.__doc__
+    until(end)
+    door.touch()
+    assert result.get(20) == 'long'
+    wait_for_counts(fleet, server)
+    assert_each_ran_once(fleet, ['long'])
+    assert_quiet(worker)
+    # It works on.
+    fleet.workers[1].kill()
+    assert task(app, 'run', value='next').apply_async().get(20) == 'next'
