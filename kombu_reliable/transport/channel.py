@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from kombu.exceptions import InconsistencyError
+from kombu.exceptions import InconsistencyError, OperationalError
 from kombu.transport import virtual
 from kombu.utils.scheduling import cycle_by_name
 
@@ -128,7 +128,15 @@ class Channel(virtual.Channel):
 
     def _publish_fanout(self, message: Mapping[str, Any], exchange: str, routing_key: str) -> None:
         sealed = envelope(message, message['headers'], '', exchange, routing_key)
-        self.store.run(self.store.operations.fanout(exchange, routing_key, sealed))
+        if self.endpoint.must_not_wait and self.endpoint.bereft:
+            raise OperationalError(f'{self.endpoint.url} is away')
+        try:
+            self.store.run(self.store.operations.fanout(exchange, routing_key, sealed))
+        except LOST as error:
+            if not self.endpoint.must_not_wait:
+                raise
+            # Celery's heartbeat has kombu try again for ever, and no task would run until then.
+            raise OperationalError(str(error)) from error
 
     # -- consuming ---------------------------------------------------------------
 

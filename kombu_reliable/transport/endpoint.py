@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import weakref
-from dataclasses import fields
+from dataclasses import fields, replace
 from functools import cached_property
 
 import redis
@@ -37,6 +37,12 @@ class Endpoint:
         self.url = url
         self.options = options
         self._verified = False
+        #: Earliest moment of the next attempt to connect, by whomever, on the monotonic clock.
+        self.retry_at = 0.0
+        #: Those who have lost a connection for the event loop and have no new one yet.
+        self.bereft: weakref.WeakSet[object] = weakref.WeakSet()
+        #: The thread in which an event loop serves this endpoint.
+        self.loop_thread: int | None = None
         self.operations = Operations(Keys(url.db, options.global_keyprefix), options)
 
     @cached_property
@@ -45,15 +51,26 @@ class Endpoint:
 
     @cached_property
     def keeper(self) -> Keeper:
-        # A client of its own: the keeper must not wait for publishers' connections.
-        url, options, operations = self.url, self.options, self.operations
-        return Keeper(lambda: Store(connect_client(url, options), operations), options.lease)
+        # A client of its own: the keeper must not wait for publishers' connections, and a dead
+        # one must leave it the time to renew on a new one.
+        url, operations, lease = self.url, self.operations, self.options.lease
+        options = replace(
+            self.options,
+            socket_timeout=min(self.options.socket_timeout, lease / 3),
+            socket_connect_timeout=min(self.options.socket_connect_timeout, lease / 3),
+        )
+        return Keeper(lambda: Store(connect_client(url, options), operations), lease)
 
     def open_line(self, connect_timeout: float | None = None) -> Line:
         """Opens a connection for the event loop."""
         if self.url.kind == 'fakeredis':
             return SimulatedLine(connect_client(self.url, self.options))
         return ServerLine(open_connection(self.url, self.options, connect_timeout=connect_timeout))
+
+    @property
+    def must_not_wait(self) -> bool:
+        """Whether the caller is the event loop, on which all tasks of a worker depend."""
+        return self.loop_thread == threading.get_ident()
 
     def verify(self) -> None:
         """Connects and makes sure that this server and its data can be used.

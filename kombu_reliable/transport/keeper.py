@@ -281,9 +281,17 @@ class Keeper:
         until all are confirmed.
         """
         deadline = time.monotonic() + FAREWELL
+        error: Exception | None = None
         while self.unsettled and time.monotonic() < deadline:
             self._recall_overdue(patience=0.0)
-            self.flush()
+            if error := _try(self.flush):
+                time.sleep(PATIENCE)
+        lost = [held for held in list(self._held.values()) if held.settled]
+        if lost:
+            logger.error(
+                '%d settlements could not be sent (%s); these tasks run again: %s',
+                len(lost), error, ', '.join(held.id for held in lost[:10]),
+            )  # fmt: skip
 
     def _renew_if_due(self) -> None:
         if time.monotonic() < self._next_renewal:
@@ -341,10 +349,7 @@ def _forget_in_child() -> None:
 
 def _flush_at_exit() -> None:
     for keeper in list(_keepers):
-        try:
-            keeper.finish()
-        except Exception as error:
-            logger.warning('settlements were not sent at exit: %s', error)
+        keeper.finish()
 
 
 os.register_at_fork(after_in_child=_forget_in_child)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import replace
 from typing import Any
 from urllib.parse import quote
@@ -106,15 +107,22 @@ class Transport(virtual.Transport):
 
     def register_with_event_loop(self, connection: Any, loop: Any) -> None:
         self.reactor.register(loop)
+        self.endpoint.loop_thread = threading.get_ident()
 
     def unregister_from_event_loop(self, connection: Any, loop: Any) -> None:
+        self._leave_loop()
         self.reactor.unregister()
+
+    def _leave_loop(self) -> None:
+        if self.reactor.in_loop:
+            self.endpoint.loop_thread = None
 
     def close_connection(self, connection: Any) -> None:
         for channel in list(self.channels):
             channel.close()
         self.poller.close()
         self.fanout.close()
+        self._leave_loop()
         self.reactor.close()
 
     def _collect(self, connection: Any) -> None:
@@ -124,6 +132,7 @@ class Transport(virtual.Transport):
         self.channels.clear()
         self.poller.forget()
         self.fanout.close()
+        self._leave_loop()
         self.reactor.close()
 
 

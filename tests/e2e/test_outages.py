@@ -45,12 +45,18 @@ def go_silent_and_resume(proxy: Proxy, server: Server) -> None:
     proxy.resume_forwarding()
 
 
-def go_silent_for_good(proxy: Proxy, server: Server) -> None:
+def go_silent_and_end(proxy: Proxy, server: Server) -> None:
     """Old connections end in a black hole, then by force; new ones work."""
     proxy.stop_forwarding()
     until(time.monotonic() + LEASE / 4)
     proxy.cut()
     proxy.resume_forwarding()
+
+
+def leave_for_dead(proxy: Proxy, server: Server) -> None:
+    """Old connections go silent and are never closed; new ones work."""
+    proxy.strand()
+    until(time.monotonic() + LEASE)
 
 
 def refuse_for_a_while(proxy: Proxy, server: Server) -> None:
@@ -60,7 +66,13 @@ def refuse_for_a_while(proxy: Proxy, server: Server) -> None:
     proxy.refuse(False)
 
 
-FAULTS = (kill_clients, go_silent_and_resume, go_silent_for_good, refuse_for_a_while)
+FAULTS = (
+    kill_clients,
+    go_silent_and_resume,
+    go_silent_and_end,
+    leave_for_dead,
+    refuse_for_a_while,
+)
 
 
 @pytest.fixture
@@ -108,3 +120,55 @@ def test_a_long_task_outlives_its_connections(
     # It works on.
     fleet.workers[1].kill()
     assert task(app, 'run', value='next').apply_async().get(20) == 'next'
+
+
+@pytest.fixture
+def own_server() -> Iterator[Server]:
+    """A server that this test may stop."""
+    with Server(appendfsync='always') as server:
+        yield server
+
+
+def stand_still(server: Server) -> None:
+    server.pause()
+    until(three_leases())
+    server.resume()
+
+
+def come_back_with_its_data(server: Server) -> None:
+    server.stop()
+    until(three_leases())
+    server.start()
+
+
+@pytest.mark.parametrize('outage', [stand_still, come_back_with_its_data])
+def test_an_outage_of_three_leases_costs_nothing(
+    make_fleet: Callable[..., Fleet],
+    own_server: Server,
+    tmp_path: Path,
+    outage: Callable[[Server], None],
+) -> None:
+    """Two workers with running and prefetched tasks, neither of which takes the other's."""
+    fleet = make_fleet(broker=f'reliable+{own_server.url()}', options={'lease': LEASE})
+    app = fleet.app()
+    during, after = tmp_path / 'during', tmp_path / 'after'
+    results = []
+    for pool in ('prefork', 'threads'):
+        fleet.start('--prefetch-multiplier', '2', pool=pool, concurrency=2)
+        for number, door in enumerate((during, after, after, after)):
+            sent = task(app, 'wait_for_file', str(door), value=f'{pool} {number}')
+            results.append(sent.apply_async())
+        wait_for(lambda: counts(fleet, own_server).leased == len(results), 10, 'all are leased')
+        fleet.ledger.wait(len(results) // 2, 'started')
+    # One task of each worker ends while the server is away.
+    during.touch()
+    outage(own_server)
+    after.touch()
+    assert [result.get(30) for result in results] == [
+        f'{pool} {number}' for pool in ('prefork', 'threads') for number in range(4)
+    ]
+    wait_for_counts(fleet, own_server)
+    assert_each_ran_once(fleet, [result.get() for result in results])
+    for worker in fleet.workers:
+        assert_quiet(worker)
+    fleet.close()
