@@ -3,8 +3,15 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import pytest
+
+from kombu_reliable.envelope import pack_id
+from tests.support.faults import counts, database_of, keys_of, wait_for_counts
 from tests.support.servers import Server
 from tests.support.wait import wait_for
 from tests.support.workers import Fleet, task
@@ -63,3 +70,103 @@ def test_a_worker_under_load_stops_without_running_anything_twice(workers: Fleet
     assert first.wait() == 0
     assert [result.get(30) for result in results] == [2 * i for i in range(600)]
     assert len(workers.ledger.lines('ran')) == 600
+
+
+class Scene:
+    """A worker in whose two slots run a task that will end and one that will not, while two
+    others wait in its prefetch; and what became of them."""
+
+    def __init__(self, fleet: Fleet, server: Server, directory: Path, **start: Any) -> None:
+        self.fleet, self.server = fleet, server
+        self.app = fleet.app()
+        self.short, self.long = directory / 'short', directory / 'long'
+        self.worker = fleet.start('--prefetch-multiplier', '2', concurrency=2, **start)
+        doors = {'short': self.short, 'long': self.long, 'third': self.long, 'fourth': self.long}
+        self.results = {
+            name: task(self.app, 'wait_for_file', str(door), value=name).apply_async()
+            for name, door in doors.items()
+        }
+        fleet.ledger.wait(2, 'started')
+        wait_for(lambda: counts(fleet, server).leased == 4, 10, 'all are leased')
+
+    def leases(self, name: str) -> bool:
+        """Whether the server knows an owner of a task."""
+        keys = keys_of(self.fleet)
+        with self.server.client(db=database_of(self.fleet)) as client:
+            return client.hexists(keys.owners, pack_id(self.results[name].id))
+
+    def end_short_one(self) -> None:
+        """Its end must be known to the server before anybody kills the worker."""
+        self.short.touch()
+        assert self.results['short'].get(10) == 'short'
+        wait_for(lambda: not self.leases('short'), 5, 'it is settled')
+
+    def finish_elsewhere(self, **started: int) -> None:
+        """A second worker does the rest; ``started`` says how often which task began."""
+        self.long.touch()
+        self.fleet.start(concurrency=2)
+        assert {name: result.get(20) for name, result in self.results.items()} == {
+            name: name for name in self.results
+        }
+        wait_for_counts(self.fleet, self.server)
+        expected = {name: 1 for name in self.results} | started
+        assert Counter(self.fleet.ledger.values('started')) == expected
+
+
+@pytest.mark.parametrize('pool', ['prefork', 'threads'])
+def test_a_warm_shutdown_that_is_cut_short_loses_no_settlement(
+    workers: Fleet, server: Server, tmp_path: Path, pool: str
+) -> None:
+    scene = Scene(workers, server, tmp_path, pool=pool)
+    scene.worker.terminate()
+    scene.worker.wait_for_log('Warm shutdown')
+    scene.end_short_one()
+    # The grace period is over.
+    scene.worker.kill()
+    scene.finish_elsewhere(long=2)
+
+
+@pytest.mark.parametrize('how', ['remapped', pytest.param('quit', marks=pytest.mark.matrix)])
+def test_a_soft_shutdown_settles_what_ends_in_time(
+    make_fleet: Callable[..., Fleet], server: Server, tmp_path: Path, how: str
+) -> None:
+    fleet = make_fleet(config={'worker_soft_shutdown_timeout': 3})
+    remap = {'REMAP_SIGTERM': 'SIGQUIT'} if how == 'remapped' else {}
+    scene = Scene(fleet, server, tmp_path, **remap)
+    if how == 'remapped':
+        scene.worker.terminate()
+    else:
+        scene.worker.quit()
+    scene.worker.wait_for_log('Initiating Soft Shutdown')
+    # Celery sleeps in its signal handler now: only the keeper can say what ended.
+    scene.end_short_one()
+    scene.worker.wait(20)
+    scene.finish_elsewhere(long=2, third=scene.fleet.ledger.values('started').count('third') + 1)
+
+
+@pytest.mark.matrix
+def test_a_soft_shutdown_of_an_idle_worker(make_fleet: Callable[..., Fleet]) -> None:
+    fleet = make_fleet(
+        config={'worker_soft_shutdown_timeout': 1, 'worker_enable_soft_shutdown_on_idle': True}
+    )
+    worker = fleet.start(concurrency=1)
+    worker.quit()
+    worker.wait_for_log('Initiating Soft Shutdown')
+    worker.wait(10)
+    assert 'Traceback' not in worker.text()
+
+
+@pytest.mark.parametrize('first', ['quit', 'terminate'])
+def test_a_cold_shutdown_gives_back_what_it_ends(
+    workers: Fleet, server: Server, tmp_path: Path, first: str
+) -> None:
+    scene = Scene(workers, server, tmp_path)
+    scene.end_short_one()
+    workers.ledger.wait(3, 'started')
+    if first == 'terminate':
+        scene.worker.terminate()
+        scene.worker.wait_for_log('Warm shutdown')
+    scene.worker.quit()
+    scene.worker.wait_for_log('Cold shutdown')
+    scene.worker.wait(20)
+    scene.finish_elsewhere(long=2, third=2)

@@ -94,6 +94,10 @@ class Worker:
         """Warm shutdown."""
         self.process.send_signal(signal.SIGTERM)
 
+    def quit(self) -> None:
+        """Cold shutdown."""
+        self.process.send_signal(signal.SIGQUIT)
+
     def pause(self) -> None:
         os.killpg(self.pid, signal.SIGSTOP)
 
@@ -150,6 +154,7 @@ class Fleet:
         pool: str = 'prefork',
         broker: str | None = None,
         ready: bool = True,
+        **environment: str,
     ) -> Worker:
         """Starts a worker with further command line arguments and waits until it is ready."""
         name = f'w{len(self.workers) + 1}'
@@ -161,7 +166,8 @@ class Fleet:
                     '-l', 'INFO', '-n', f'{name}@test', '-c', str(concurrency), '-P', pool,
                     *arguments,
                 ],
-                cwd=ROOT, env=self.environment(broker), stdin=subprocess.DEVNULL,
+                cwd=ROOT, env={**self.environment(broker), **environment},
+                stdin=subprocess.DEVNULL,
                 stdout=output, stderr=subprocess.STDOUT, start_new_session=True,
             )  # fmt: skip
         worker = Worker(name, process, log)

@@ -1,0 +1,46 @@
+"""Has a worker's acks reach the transport at once.
+
+Celery hands every ack to its event loop.  While a worker shuts down the loop stands still, and
+under threads it does so until the last task has ended: who loses his patience and kills the
+worker then would lose the acks of all that ended before.  Here an ack may come from any thread
+and never blocks, so it need not wait for the loop.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+from celery import bootsteps
+
+__all__ = ('SettleAtOnce', 'install')
+
+#: What Celery's consumer hands acks to, by version.
+_DETOURS = ('call_soon_ack', 'call_soon')
+_SETTLEMENTS = frozenset({'ack_log_error', 'reject_log_error'})
+
+
+class SettleAtOnce(bootsteps.StartStopStep):
+    """A step of Celery's consumer; it runs before the event loop learns about messages."""
+
+    requires = ('celery.worker.consumer:Tasks',)
+
+    def start(self, parent: Any) -> None:
+        """Shortens the way of acks if they go to our transport."""
+        if parent.connection.transport.driver_name != 'kombu_reliable':
+            return
+        for name in _DETOURS:
+            detour = getattr(parent, name, None)
+            if detour is not None and not isinstance(detour, partial):
+                setattr(parent, name, partial(_settle_at_once, detour))
+
+
+def _settle_at_once(detour: Any, call: Any, *args: Any, **kwargs: Any) -> Any:
+    if getattr(call, '__name__', '') in _SETTLEMENTS:
+        return call(*args, **kwargs)
+    return detour(call, *args, **kwargs)
+
+
+def install(instance: Any, **_: Any) -> None:
+    """Adds the step; a receiver of Celery's ``celeryd_init``."""
+    instance.app.steps['consumer'].add(SettleAtOnce)
