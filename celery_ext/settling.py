@@ -13,7 +13,9 @@ from typing import Any
 
 from celery import bootsteps
 
-__all__ = ('SettleAtOnce', 'install')
+from kombu_reliable import finish_settling
+
+__all__ = ('SettleAtOnce', 'finish', 'install')
 
 #: What Celery's consumer hands acks to, by version.
 _DETOURS = ('call_soon_ack', 'call_soon')
@@ -39,6 +41,12 @@ def _settle_at_once(detour: Any, call: Any, *args: Any, **kwargs: Any) -> Any:
     if getattr(call, '__name__', '') in _SETTLEMENTS:
         return call(*args, **kwargs)
     return detour(call, *args, **kwargs)
+
+
+def finish(**_: Any) -> None:
+    """A receiver of Celery's ``worker_shutdown``: after SIGHUP the process replaces itself, and
+    does so before its other exit handlers run."""
+    finish_settling()
 
 
 def install(instance: Any, **_: Any) -> None:

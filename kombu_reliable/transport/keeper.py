@@ -28,7 +28,7 @@ from kombu_reliable.store import Store
 from kombu_reliable.store.operations import RENEW_LIMIT, SETTLE_LIMIT
 from kombu_reliable.types import Delivery, Settlement, Status, Verdict
 
-__all__ = ('Keeper', 'Posted')
+__all__ = ('Keeper', 'Posted', 'finish_settling')
 
 logger = logging.getLogger('kombu_reliable')
 
@@ -347,10 +347,12 @@ def _forget_in_child() -> None:
         keeper._reset()
 
 
-def _flush_at_exit() -> None:
+def finish_settling() -> None:
+    """Sends what this process has settled and no server has confirmed; takes some seconds at
+    most.  It happens at exit by itself; a program that replaces itself calls it before."""
     for keeper in list(_keepers):
         keeper.finish()
 
 
 os.register_at_fork(after_in_child=_forget_in_child)
-atexit.register(_flush_at_exit)
+atexit.register(finish_settling)

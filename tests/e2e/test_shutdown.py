@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -12,6 +14,7 @@ import pytest
 
 from kombu_reliable.envelope import pack_id
 from tests.support.faults import counts, database_of, keys_of, wait_for_counts
+from tests.support.proxy import Proxy
 from tests.support.servers import Server
 from tests.support.wait import wait_for
 from tests.support.workers import Fleet, task
@@ -170,3 +173,119 @@ def test_a_cold_shutdown_gives_back_what_it_ends(
     scene.worker.wait_for_log('Cold shutdown')
     scene.worker.wait(20)
     scene.finish_elsewhere(long=2, third=2)
+
+
+@pytest.mark.parametrize('away', ['hangs', 'is down'])
+def test_a_shutdown_without_a_server_ends_and_says_what_it_could_not_send(
+    make_fleet: Callable[..., Fleet], tmp_path: Path, away: str
+) -> None:
+    with Server(appendfsync='always') as server:
+        fleet = make_fleet(
+            broker=f'reliable+{server.url()}',
+            options={'socket_timeout': 1},
+            config={'task_ignore_result': True},
+        )
+        app = fleet.app()
+        worker = fleet.start('--prefetch-multiplier', '2', concurrency=1)
+        door = tmp_path / 'door'
+        task(app, 'wait_for_file', str(door), value='running').apply_async()
+        task(app, 'run', value='waiting').apply_async()
+        fleet.ledger.wait(1, 'started')
+        wait_for(lambda: counts(fleet, server).leased == 2, 10, 'both are leased')
+        if away == 'hangs':
+            server.pause()
+        else:
+            server.stop()
+        door.touch()
+        fleet.ledger.wait(1, 'ran', value='waiting')
+        worker.terminate()
+        told_at = time.monotonic()
+        worker.wait(40)
+        print(f'{away}: ended after {time.monotonic() - told_at:.1f} s')
+        assert 'could not be sent' in worker.text()
+        assert 'Traceback' not in worker.text()
+        if away == 'hangs':
+            server.resume()
+        else:
+            server.start()
+        # Nothing is left behind.  What the server never heard of runs once more; a server that
+        # hung finds the settlements in its sockets.
+        fleet.start(concurrency=1)
+        wait_for_counts(fleet, server)
+        times = Counter(fleet.ledger.values('ended') + fleet.ledger.values('ran'))
+        assert set(times) == {'running', 'waiting'}
+        assert set(times.values()) <= ({2} if away == 'is down' else {1, 2})
+        fleet.close()
+
+
+def test_a_restart_by_sighup_loses_and_doubles_nothing(workers: Fleet, server: Server) -> None:
+    """Celery ends the worker warmly and starts it anew in the same process."""
+    app = workers.app()
+    # Celery cannot restart what ``python -m`` has started.
+    program = [str(Path(sys.executable).with_name('celery'))]
+    worker = workers.start('--prefetch-multiplier', '8', concurrency=2, program=program)
+    results = [task(app, 'add', i, i).apply_async() for i in range(300)]
+    for restart in (1, 2):
+        workers.ledger.wait(80 * restart, 'ran')
+        worker.process.send_signal(signal.SIGHUP)
+        wait_for(
+            lambda expected=restart + 1: worker.text().count(' ready.') == expected, 20, 'restart'
+        )
+    assert [result.get(30) for result in results] == [2 * i for i in range(300)]
+    assert len(workers.ledger.lines('ran')) == 300
+    wait_for_counts(workers, server)
+
+
+@pytest.mark.parametrize(
+    'recycling',
+    [
+        ('--max-tasks-per-child', '7'),
+        pytest.param(('--max-memory-per-child', '1000'), marks=pytest.mark.matrix),
+    ],
+)
+def test_recycled_pool_processes_run_each_task_once(
+    workers: Fleet, server: Server, recycling: tuple[str, str]
+) -> None:
+    app = workers.app()
+    worker = workers.start('--prefetch-multiplier', '8', *recycling, concurrency=2)
+    results = [task(app, 'add', i, i).apply_async() for i in range(300)]
+    assert [result.get(60) for result in results] == [2 * i for i in range(300)]
+    ran = workers.ledger.lines('ran')
+    assert len(ran) == 300
+    assert len({entry['pid'] for entry in ran}) > 40
+    wait_for_counts(workers, server)
+    assert 'lease was lost' not in worker.text()
+
+
+@pytest.mark.parametrize(
+    'number', [signal.SIGHUP, pytest.param(signal.SIGTERM, marks=pytest.mark.matrix)]
+)
+def test_the_end_of_a_worker_outlasts_a_short_outage(
+    make_fleet: Callable[..., Fleet],
+    server: Server,
+    database: int,
+    tmp_path: Path,
+    number: signal.Signals,
+) -> None:
+    with Proxy(('127.0.0.1', server.port)) as proxy:
+        fleet = make_fleet(
+            broker=f'reliable+{proxy.url(database)}', backend=f'reliable+{server.url(database)}'
+        )
+        door = tmp_path / 'door'
+        program = [str(Path(sys.executable).with_name('celery'))]
+        worker = fleet.start(concurrency=1, program=program)
+        app = fleet.app(broker=f'reliable+{server.url(database)}')
+        result = task(app, 'wait_for_file', str(door), value='x').apply_async()
+        fleet.ledger.wait(1, 'started')
+        worker.process.send_signal(number)
+        proxy.refuse()
+        proxy.cut()
+        door.touch()
+        assert result.get(20) == 'x'
+        # The worker has nothing left to do but to say so.
+        back_at = time.monotonic() + 3
+        wait_for(lambda: time.monotonic() > back_at, 5)
+        proxy.refuse(False)
+        wait_for_counts(fleet, server, timeout=5)
+        assert len(fleet.ledger.lines('started')) == 1
+        fleet.close()

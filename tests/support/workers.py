@@ -8,7 +8,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -154,6 +154,7 @@ class Fleet:
         pool: str = 'prefork',
         broker: str | None = None,
         ready: bool = True,
+        program: Sequence[str] = (sys.executable, '-m', 'celery'),
         **environment: str,
     ) -> Worker:
         """Starts a worker with further command line arguments and waits until it is ready."""
@@ -162,7 +163,7 @@ class Fleet:
         with log.open('wb') as output:
             process = subprocess.Popen(
                 [
-                    sys.executable, '-m', 'celery', '-A', 'tests.support.app', 'worker',
+                    *program, '-A', 'tests.support.app', 'worker',
                     '-l', 'INFO', '-n', f'{name}@test', '-c', str(concurrency), '-P', pool,
                     *arguments,
                 ],
