@@ -1,4 +1,7 @@
-"""Has a worker's acks reach the transport at once.
+"""Tells the transport at once what becomes of a message in a worker.
+
+A task that was begun is never given back as if nobody had touched it: Celery forgets one that
+ran out of memory, ends, and its successor would run it again, and end, without limit.
 
 Celery hands every ack to its event loop.  While a worker shuts down the loop stands still, and
 under threads it does so until the last task has ended: who loses his patience and kills the
@@ -8,10 +11,12 @@ and never blocks, so it need not wait for the loop.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 from celery import bootsteps
+from celery.worker.request import Request
 
 from kombu_reliable import finish_settling
 
@@ -43,6 +48,17 @@ def _settle_at_once(detour: Any, call: Any, *args: Any, **kwargs: Any) -> Any:
     return detour(call, *args, **kwargs)
 
 
+def _note_begin(on_accepted: Callable[..., None]) -> Callable[..., None]:
+    def accepted(request: Any, *args: Any, **kwargs: Any) -> None:
+        begin = getattr(request.message, 'begin', None)
+        if begin is not None:
+            begin()
+        on_accepted(request, *args, **kwargs)
+
+    accepted.notes_begin = True  # type: ignore[attr-defined]
+    return accepted
+
+
 def finish(**_: Any) -> None:
     """A receiver of Celery's ``worker_shutdown``: after SIGHUP the process replaces itself, and
     does so before its other exit handlers run."""
@@ -50,5 +66,7 @@ def finish(**_: Any) -> None:
 
 
 def install(instance: Any, **_: Any) -> None:
-    """Adds the step; a receiver of Celery's ``celeryd_init``."""
+    """Adds the step, and notes when tasks begin; a receiver of Celery's ``celeryd_init``."""
+    if not hasattr(Request.on_accepted, 'notes_begin'):
+        Request.on_accepted = _note_begin(Request.on_accepted)
     instance.app.steps['consumer'].add(SettleAtOnce)

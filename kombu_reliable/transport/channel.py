@@ -30,6 +30,7 @@ from kombu_reliable.transport.messages import (
     payload,
 )
 from kombu_reliable.transport.qos import LeaseQoS
+from kombu_reliable.transport.received import Message
 from kombu_reliable.types import Delivery, Outgoing
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ class Consumer:
 class Channel(virtual.Channel):
     """A channel over leased delivery."""
 
+    Message = Message
     QoS = LeaseQoS
     supports_fanout = True
     #: Bodies travel as the bytes that they are.
@@ -194,7 +196,7 @@ class Channel(virtual.Channel):
         self.connection.poller.flush()
 
     def _release_unstarted(self, queue: str | None = None) -> None:
-        tags = self.qos.tags
+        tags = self.qos.unbegun
         if queue is not None:
             tags = frozenset(tag for tag in tags if self.keeper.queue_of(tag) == queue)
         for tag in tags - hooks.started(tags):
