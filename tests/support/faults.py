@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Sequence
 
 from kombu_reliable.keys import Keys
 from kombu_reliable.options import Options
@@ -82,5 +83,5 @@ def assert_quiet(worker: Worker, warnings: int = 12) -> None:
     assert len(said) <= warnings, '\n'.join(said)
 
 
-def assert_each_ran_once(fleet: Fleet, values: list[object], event: str = 'started') -> None:
+def assert_each_ran_once(fleet: Fleet, values: Sequence[object], event: str = 'started') -> None:
     assert Counter(map(str, fleet.ledger.values(event))) == Counter(map(str, values))

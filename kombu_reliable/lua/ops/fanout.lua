@@ -6,6 +6,7 @@
 -- Cost  O(1)
 -- @include clock
 -- @include layout
+-- @include room
 local version = redis.call('HGET', META, 'v')
 if foreign(version) then
   return refuse(version)
@@ -14,6 +15,7 @@ local exchange = ARGV[2]
 if redis.call('ZCOUNT', LISTENERS .. exchange, clock(), '+inf') == 0 then
   return 0
 end
+enter_full_server() -- remote control helps; a stream is capped
 redis.call('XADD', FANOUT .. exchange, 'MAXLEN', '~', ARGV[5], '*', 'k', ARGV[3], 'm', ARGV[4])
 redis.call('PEXPIRE', FANOUT .. exchange, ARGV[6])
 return 1
