@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import weakref
 from dataclasses import fields, replace
@@ -41,8 +42,7 @@ class Endpoint:
         self.retry_at = 0.0
         #: Those who have lost a connection for the event loop and have no new one yet.
         self.bereft: weakref.WeakSet[object] = weakref.WeakSet()
-        #: The thread in which an event loop serves this endpoint.
-        self.loop_thread: int | None = None
+        self._loop_thread: tuple[int, int] | None = None
         self.operations = Operations(Keys(url.db, options.global_keyprefix), options)
 
     @cached_property
@@ -67,10 +67,15 @@ class Endpoint:
             return SimulatedLine(connect_client(self.url, self.options))
         return ServerLine(open_connection(self.url, self.options, connect_timeout=connect_timeout))
 
+    def serve_in_loop(self, served: bool) -> None:
+        """Notes that an event loop in this thread serves this endpoint, or none any more."""
+        self._loop_thread = (os.getpid(), threading.get_ident()) if served else None
+
     @property
     def must_not_wait(self) -> bool:
         """Whether the caller is the event loop, on which all tasks of a worker depend."""
-        return self.loop_thread == threading.get_ident()
+        # A forked child has its parent's thread numbers, but not its duties.
+        return self._loop_thread == (os.getpid(), threading.get_ident())
 
     def verify(self) -> None:
         """Connects and makes sure that this server and its data can be used.

@@ -111,6 +111,7 @@ class Keeper:
         self._next_renewal = 0.0
         self._failing_since: float | None = None
         self._next_warning = 0.0
+        self._gave_up_at = float('-inf')
 
     # -- registry ----------------------------------------------------------------
 
@@ -280,6 +281,8 @@ class Keeper:
         The thread may take one at any moment and will not live to send it, so this looks again
         until all are confirmed.
         """
+        if time.monotonic() - self._gave_up_at < 2 * FAREWELL:
+            return
         deadline = time.monotonic() + FAREWELL
         error: Exception | None = None
         while self.unsettled and time.monotonic() < deadline:
@@ -288,6 +291,7 @@ class Keeper:
                 time.sleep(PATIENCE)
         lost = [held for held in list(self._held.values()) if held.settled]
         if lost:
+            self._gave_up_at = time.monotonic()
             logger.error(
                 '%d settlements could not be sent (%s); these tasks run again: %s',
                 len(lost), error, ', '.join(held.id for held in lost[:10]),

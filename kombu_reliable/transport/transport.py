@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from dataclasses import replace
 from typing import Any
 from urllib.parse import quote
@@ -107,7 +106,7 @@ class Transport(virtual.Transport):
 
     def register_with_event_loop(self, connection: Any, loop: Any) -> None:
         self.reactor.register(loop)
-        self.endpoint.loop_thread = threading.get_ident()
+        self.endpoint.serve_in_loop(True)
 
     def unregister_from_event_loop(self, connection: Any, loop: Any) -> None:
         self._leave_loop()
@@ -115,7 +114,7 @@ class Transport(virtual.Transport):
 
     def _leave_loop(self) -> None:
         if self.reactor.in_loop:
-            self.endpoint.loop_thread = None
+            self.endpoint.serve_in_loop(False)
 
     def close_connection(self, connection: Any) -> None:
         for channel in list(self.channels):
