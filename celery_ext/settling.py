@@ -16,11 +16,14 @@ from functools import partial
 from typing import Any
 
 from celery import bootsteps
+from celery.utils.log import get_logger
 from celery.worker.request import Request
 
 from kombu_reliable import finish_settling
 
 __all__ = ('SettleAtOnce', 'finish', 'install')
+
+logger = get_logger(__name__)
 
 #: What Celery's consumer hands acks to, by version.
 _DETOURS = ('call_soon_ack', 'call_soon')
@@ -40,12 +43,33 @@ class SettleAtOnce(bootsteps.StartStopStep):
             detour = getattr(parent, name, None)
             if detour is not None and not isinstance(detour, partial):
                 setattr(parent, name, partial(_settle_at_once, detour))
+        if not isinstance(parent.create_task_handler, partial):
+            parent.create_task_handler = partial(_surviving, parent, parent.create_task_handler)
+        parent.controller.last_channel = parent.task_consumer.channel
 
 
 def _settle_at_once(detour: Any, call: Any, *args: Any, **kwargs: Any) -> Any:
     if getattr(call, '__name__', '') in _SETTLEMENTS:
         return call(*args, **kwargs)
     return detour(call, *args, **kwargs)
+
+
+def _surviving(consumer: Any, create: Callable[[], Any]) -> Callable[[Any], None]:
+    """Foreign messages can upset Celery's handler in ways that would end the worker."""
+    handle = create()
+
+    def on_task_received(message: Any) -> None:
+        try:
+            handle(message)
+        except (MemoryError, *consumer.connection_errors):
+            raise
+        except Exception as error:
+            if message.acknowledged or message.begun:
+                raise
+            logger.exception('a message cannot be handled and becomes a dead letter: %r', error)
+            message.reject()
+
+    return on_task_received
 
 
 def _note_begin(on_accepted: Callable[..., None]) -> Callable[..., None]:
@@ -59,10 +83,19 @@ def _note_begin(on_accepted: Callable[..., None]) -> Callable[..., None]:
     return accepted
 
 
-def finish(**_: Any) -> None:
+def finish(sender: Any, **_: Any) -> None:
     """A receiver of Celery's ``worker_shutdown``: after SIGHUP the process replaces itself, and
     does so before its other exit handlers run."""
+    _give_back_unbegun(sender)
     finish_settling()
+
+
+def _give_back_unbegun(worker: Any) -> None:
+    """A pool of threads that has ended drops what waited in it.  A process may still run."""
+    channel = getattr(worker, 'last_channel', None)
+    if channel is not None and type(worker.pool).__module__ != 'celery.concurrency.prefork':
+        for tag in channel.qos.unbegun:
+            channel.qos.release(tag)
 
 
 def install(instance: Any, **_: Any) -> None:

@@ -20,6 +20,7 @@ class Message(virtual.Message):
         super().__init__(*args, **kwargs)
         #: kombu has tried to unpack a compressed body already.
         self._undecodable = bool(self.errors)
+        self.begun = False
 
     def _decode(self) -> Any:
         try:
@@ -32,6 +33,7 @@ class Message(virtual.Message):
 
     def begin(self) -> None:
         """Says that the work has started, so that a shutdown does not give it back as new."""
+        self.begun = True
         if self.channel is not None:
             self.channel.qos.begin(self.delivery_tag)
 

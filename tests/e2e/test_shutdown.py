@@ -129,6 +129,22 @@ def test_a_warm_shutdown_that_is_cut_short_loses_no_settlement(
     scene.finish_elsewhere(long=2)
 
 
+def test_threads_give_back_what_they_never_began(
+    make_fleet: Callable[..., Fleet], server: Server, tmp_path: Path
+) -> None:
+    """Celery's pool drops it when it ends; nobody has to wait for a lease to end."""
+    scene = Scene(make_fleet(options={'lease': 30}), server, tmp_path, pool='threads')
+    scene.worker.terminate()
+    scene.worker.wait_for_log('Warm shutdown')
+    scene.short.touch()
+    scene.long.touch()
+    scene.worker.wait()
+    after = counts(scene.fleet, server)
+    assert after.leased == 0
+    assert after.ready == 4 - len(scene.fleet.ledger.lines('ended'))
+    scene.finish_elsewhere()
+
+
 @pytest.mark.parametrize('how', ['remapped', pytest.param('quit', marks=pytest.mark.matrix)])
 def test_a_soft_shutdown_settles_what_ends_in_time(
     make_fleet: Callable[..., Fleet], server: Server, tmp_path: Path, how: str
