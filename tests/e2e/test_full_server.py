@@ -19,9 +19,9 @@ TASKS = 500
 
 
 @pytest.fixture
-def own_server() -> Iterator[Server]:
-    with Server(maxmemory_policy='noeviction') as server:
-        yield server
+def own_server(server: Server) -> Iterator[Server]:
+    with Server(server.binary, maxmemory_policy='noeviction') as own:
+        yield own
 
 
 def limit_memory(server: Server, limit: int) -> None:

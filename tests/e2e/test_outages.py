@@ -16,6 +16,7 @@ from tests.support.faults import (
     assert_quiet,
     counts,
     cut_all,
+    keys_of,
     wait_for_counts,
 )
 from tests.support.proxy import Proxy
@@ -131,22 +132,35 @@ def test_a_long_task_outlives_its_connections(
 
 
 @pytest.fixture
-def own_server() -> Iterator[Server]:
-    """A server that this test may stop."""
-    with Server(appendfsync='always') as server:
-        yield server
+def own_server(server: Server) -> Iterator[Server]:
+    """A server that this test may stop, of the same kind."""
+    with Server(server.binary, appendfsync='always') as own:
+        yield own
 
 
-def stand_still(server: Server) -> None:
+def cut_off(proxy: Proxy) -> None:
+    proxy.refuse()
+    proxy.cut()
+
+
+def stand_still(server: Server, proxy: Proxy) -> None:
     server.pause()
     until(three_leases())
+    cut_off(proxy)
     server.resume()
 
 
-def come_back_with_its_data(server: Server) -> None:
+def come_back_with_its_data(server: Server, proxy: Proxy) -> None:
     server.stop()
     until(three_leases())
+    cut_off(proxy)
     server.start()
+
+
+def last_heard(fleet: Fleet, server: Server) -> int:
+    """When a claim or renewal last reached the server."""
+    with server.client() as client:
+        return int(client.hget(keys_of(fleet).meta, 'seen') or 0)
 
 
 @pytest.mark.parametrize('outage', [stand_still, come_back_with_its_data])
@@ -154,32 +168,42 @@ def test_an_outage_of_three_leases_costs_nothing(
     make_fleet: Callable[..., Fleet],
     own_server: Server,
     tmp_path: Path,
-    outage: Callable[[Server], None],
+    outage: Callable[[Server, Proxy], None],
 ) -> None:
-    """Two workers with running and prefetched tasks, neither of which takes the other's."""
-    fleet = make_fleet(broker=f'reliable+{own_server.url()}', options={'lease': LEASE})
-    app = fleet.app()
-    during, after = tmp_path / 'during', tmp_path / 'after'
-    results = []
-    for pool in ('prefork', 'threads'):
-        fleet.start('--prefetch-multiplier', '2', pool=pool, concurrency=2)
-        for number, door in enumerate((during, after, after, after)):
-            sent = task(app, 'wait_for_file', str(door), value=f'{pool} {number}')
-            results.append(sent.apply_async())
-        wait_for(lambda: counts(fleet, own_server).leased == len(results), 10, 'all are leased')
-        fleet.ledger.wait(len(results) // 2, 'started')
-    # One task of each worker ends while the server is away.
-    during.touch()
-    outage(own_server)
-    after.touch()
-    assert [result.get(30) for result in results] == [
-        f'{pool} {number}' for pool in ('prefork', 'threads') for number in range(4)
-    ]
-    wait_for_counts(fleet, own_server)
-    assert_each_ran_once(fleet, [result.get() for result in results])
-    for worker in fleet.workers:
-        assert_quiet(worker)
-    fleet.close()
+    """Two workers with running and prefetched tasks; an idle one, which is back before them,
+    does not take them away."""
+    with Proxy(('127.0.0.1', own_server.port)) as proxy:
+        direct = f'reliable+{own_server.url()}'
+        fleet = make_fleet(
+            broker=f'reliable+{proxy.url()}', backend=direct, options={'lease': LEASE}
+        )
+        app = fleet.app(broker=direct)
+        during, after = tmp_path / 'during', tmp_path / 'after'
+        results = []
+        for pool in ('prefork', 'threads'):
+            fleet.start('--prefetch-multiplier', '2', pool=pool, concurrency=2)
+            for number, door in enumerate((during, after, after, after)):
+                sent = task(app, 'wait_for_file', str(door), value=f'{pool} {number}')
+                results.append(sent.apply_async())
+            wait_for(lambda: counts(fleet, own_server).leased == len(results), 10, 'leases')
+            fleet.ledger.wait(len(results) // 2, 'started')
+        fleet.start(concurrency=2, broker=direct)
+        # One task of each worker ends while the server is away.
+        during.touch()
+        seen = last_heard(fleet, own_server)
+        outage(own_server, proxy)
+        wait_for(lambda: last_heard(fleet, own_server) > seen, 10, 'the idle one is back')
+        until(time.monotonic() + LEASE / 3)
+        proxy.refuse(False)
+        after.touch()
+        assert [result.get(30) for result in results] == [
+            f'{pool} {number}' for pool in ('prefork', 'threads') for number in range(4)
+        ]
+        wait_for_counts(fleet, own_server)
+        assert_each_ran_once(fleet, [result.get() for result in results])
+        for worker in fleet.workers:
+            assert_quiet(worker)
+        fleet.close()
 
 
 @pytest.mark.parametrize(

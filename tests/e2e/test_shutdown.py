@@ -193,11 +193,11 @@ def test_a_cold_shutdown_gives_back_what_it_ends(
 
 @pytest.mark.parametrize('away', [pytest.param('hangs', marks=pytest.mark.matrix), 'is down'])
 def test_a_shutdown_without_a_server_ends_and_says_what_it_could_not_send(
-    make_fleet: Callable[..., Fleet], tmp_path: Path, away: str
+    make_fleet: Callable[..., Fleet], server: Server, tmp_path: Path, away: str
 ) -> None:
-    with Server(appendfsync='always') as server:
+    with Server(server.binary, appendfsync='always') as own:
         fleet = make_fleet(
-            broker=f'reliable+{server.url()}',
+            broker=f'reliable+{own.url()}',
             options={'socket_timeout': 1},
             config={'task_ignore_result': True},
         )
@@ -207,11 +207,11 @@ def test_a_shutdown_without_a_server_ends_and_says_what_it_could_not_send(
         task(app, 'wait_for_file', str(door), value='running').apply_async()
         task(app, 'run', value='waiting').apply_async()
         fleet.ledger.wait(1, 'started')
-        wait_for(lambda: counts(fleet, server).leased == 2, 10, 'both are leased')
+        wait_for(lambda: counts(fleet, own).leased == 2, 10, 'both are leased')
         if away == 'hangs':
-            server.pause()
+            own.pause()
         else:
-            server.stop()
+            own.stop()
         door.touch()
         fleet.ledger.wait(1, 'ran', value='waiting')
         worker.terminate()
@@ -221,13 +221,13 @@ def test_a_shutdown_without_a_server_ends_and_says_what_it_could_not_send(
         assert 'could not be sent' in worker.text()
         assert 'Traceback' not in worker.text()
         if away == 'hangs':
-            server.resume()
+            own.resume()
         else:
-            server.start()
+            own.start()
         # Nothing is left behind.  What the server never heard of runs once more; a server that
         # hung finds the settlements in its sockets.
         fleet.start(concurrency=1)
-        wait_for_counts(fleet, server)
+        wait_for_counts(fleet, own)
         times = Counter(fleet.ledger.values('ended') + fleet.ledger.values('ran'))
         assert set(times) == {'running', 'waiting'}
         assert set(times.values()) <= ({2} if away == 'is down' else {1, 2})
