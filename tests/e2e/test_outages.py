@@ -163,7 +163,9 @@ def last_heard(fleet: Fleet, server: Server) -> int:
         return int(client.hget(keys_of(fleet).meta, 'seen') or 0)
 
 
-@pytest.mark.parametrize('outage', [stand_still, come_back_with_its_data])
+@pytest.mark.parametrize(
+    'outage', [pytest.param(stand_still, marks=pytest.mark.matrix), come_back_with_its_data]
+)
 def test_an_outage_of_three_leases_costs_nothing(
     make_fleet: Callable[..., Fleet],
     own_server: Server,
@@ -250,6 +252,7 @@ def test_prefetched_tasks_run_on_while_the_server_is_away(
     fleet.close()
 
 
+@pytest.mark.matrix
 def test_a_worker_that_is_frozen_for_less_than_a_lease_keeps_its_tasks(
     make_fleet: Callable[..., Fleet], server: Server, tmp_path: Path
 ) -> None:

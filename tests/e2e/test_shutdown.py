@@ -149,7 +149,7 @@ def test_threads_give_back_what_they_never_began(
 def test_a_soft_shutdown_settles_what_ends_in_time(
     make_fleet: Callable[..., Fleet], server: Server, tmp_path: Path, how: str
 ) -> None:
-    fleet = make_fleet(config={'worker_soft_shutdown_timeout': 2})
+    fleet = make_fleet(config={'worker_soft_shutdown_timeout': 1})
     remap = {'REMAP_SIGTERM': 'SIGQUIT'} if how == 'remapped' else {}
     scene = Scene(fleet, server, tmp_path, **remap)
     if how == 'remapped':
@@ -175,7 +175,8 @@ def test_a_soft_shutdown_of_an_idle_worker(make_fleet: Callable[..., Fleet]) -> 
     assert 'Traceback' not in worker.text()
 
 
-@pytest.mark.parametrize('first', ['quit', pytest.param('terminate', marks=pytest.mark.matrix)])
+@pytest.mark.matrix
+@pytest.mark.parametrize('first', ['quit', 'terminate'])
 def test_a_cold_shutdown_gives_back_what_it_ends(
     workers: Fleet, server: Server, tmp_path: Path, first: str
 ) -> None:
@@ -191,7 +192,8 @@ def test_a_cold_shutdown_gives_back_what_it_ends(
     scene.finish_elsewhere(long=2, third=2)
 
 
-@pytest.mark.parametrize('away', [pytest.param('hangs', marks=pytest.mark.matrix), 'is down'])
+@pytest.mark.matrix
+@pytest.mark.parametrize('away', ['hangs', 'is down'])
 def test_a_shutdown_without_a_server_ends_and_says_what_it_could_not_send(
     make_fleet: Callable[..., Fleet], server: Server, tmp_path: Path, away: str
 ) -> None:
