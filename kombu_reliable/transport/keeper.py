@@ -111,6 +111,7 @@ class Keeper:
         self._next_renewal = 0.0
         self._failing_since: float | None = None
         self._next_warning = 0.0
+        self._announced = False
         self._gave_up_at = float('-inf')
 
     # -- registry ----------------------------------------------------------------
@@ -168,10 +169,10 @@ class Keeper:
         """Whether verdicts are waiting for their confirmation."""
         return any(held.settled for held in list(self._held.values()))
 
-    def collect(self) -> list[Posted]:
+    def collect(self, limit: int = SETTLE_LIMIT) -> list[Posted]:
         """Takes settlements to send; each must come back through one of the next two calls."""
         posted: list[Posted] = []
-        while len(posted) < SETTLE_LIMIT:
+        while len(posted) < limit:
             try:
                 posted.append(self._outbox.popleft())
             except IndexError:
@@ -315,20 +316,22 @@ class Keeper:
             self.renewed(batch, statuses)
 
     def _failed(self, error: Exception) -> None:
+        """One failure is how a lost connection is noticed; the next attempt opens another."""
         now = time.monotonic()
         if self._failing_since is None:
-            self._failing_since, self._next_warning = now, now
-        if now >= self._next_warning:
+            self._failing_since = now
+        elif now >= self._next_warning:
             self._next_warning = now + REPEAT_WARNING
+            self._announced = True
             logger.warning('cannot renew or settle (%s), trying on', error)
         time.sleep(min(0.5, self._interval / 4))
 
     def _recovered(self) -> None:
-        if self._failing_since is not None:
+        if self._failing_since is not None and self._announced:
             logger.warning(
                 'renewing and settling again after %.1f s', time.monotonic() - self._failing_since
             )
-            self._failing_since = None
+        self._failing_since, self._announced = None, False
 
 
 def _try(step: Callable[[], None]) -> Exception | None:

@@ -2,6 +2,7 @@
 -- @include dead
 -- @include owner
 -- @include place
+-- @include record
 -- @include wake
 -- What time does to a queue: delayed jobs become ready, expired leases are taken back,
 -- old dead letters go.  Every step is bounded; what is left keeps its alarm.
@@ -36,6 +37,8 @@ local function take_back(queue, now)
     local at = owners[i] and owner_place(owners[i])
       or place(0, redis.call('HINCRBY', META, 'seq', 1))
     redis.call('ZADD', READY .. queue, at, id)
+    -- Whoever claims it looks for the owner only of a job that is marked.
+    mark_extra(id)
   end
   redis.call('ZREM', LEASED .. queue, unpack(ids))
   redis.call('HINCRBY', META, 'expired', #ids)
@@ -75,4 +78,16 @@ local function upkeep(queue, now, hold, retention)
   else
     redis.call('ZREM', ALARMS, queue)
   end
+end
+
+local function next_alarm()
+  return head(ALARMS)
+end
+
+-- Does the upkeep of the queues whose alarm is due, and returns the time of the next alarm.
+local function serve_alarms(now, hold, retention)
+  for _, queue in ipairs(redis.call('ZRANGEBYSCORE', ALARMS, '-inf', now, 'LIMIT', 0, 8)) do
+    upkeep(queue, now, hold, retention)
+  end
+  return next_alarm()
 end
