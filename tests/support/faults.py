@@ -72,7 +72,7 @@ def cut_all(server: Server) -> None:
         client.execute_command('CLIENT', 'KILL', 'TYPE', 'normal', 'SKIPME', 'yes')
 
 
-def assert_quiet(worker: Worker, warnings: int = 12) -> None:
+def assert_quiet(worker: Worker, warnings: int = 10) -> None:
     """Celery's consumer never started anew, and the transport said little."""
     text = worker.text()
     for words in NEVER:
