@@ -1,6 +1,6 @@
 """Tells the transport what only Celery's worker knows: what has started, and what idles.
 
-It also mends two things in Celery's prefork pool that would cost tasks time or run them twice.
+It also mends what in Celery's pools would cost tasks time, run them twice, or drop them.
 
 When a worker shuts down, Celery drops the requests that its pool has not got yet and keeps
 their messages unsettled until the last running task has ended.  The transport asks here which
@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from celery import bootsteps, signals
+from celery.concurrency import thread
 from celery.worker import state
 
 from kombu_reliable import set_hooks
@@ -26,6 +27,10 @@ REAP_TRIES = 50
 
 _consumer: weakref.ref[Any] | None = None
 
+#: Requests that a pool without processes of its own was given; those of the threads pool with
+#: their futures.
+_given: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
+
 
 def connect() -> None:
     """Installs the hooks as soon as a worker of this process is ready; idempotent."""
@@ -35,7 +40,16 @@ def connect() -> None:
 def _on_worker_ready(sender: Any, **_: Any) -> None:
     global _consumer
     _consumer = weakref.ref(sender)
-    set_hooks(started=_started, idle_slots=_idle_slots)
+    green = sender.pool.is_green
+    set_hooks(
+        started=_started,
+        idle_slots=_idle_slots,
+        room=_room if green else None,
+        stopping=_stopping,
+    )
+    if green:
+        signals.task_postrun.connect(_on_task_postrun, weak=False, dispatch_uid='kombu_reliable')
+    _note_what_is_given(sender.pool)
     _keep_written_jobs(sender.pool)
     _notice_dead_processes(sender.pool, sender.hub)
 
@@ -97,10 +111,8 @@ def _started(tokens: frozenset[str]) -> Iterable[str]:
         # A queue was cancelled, not the worker: what was prefetched still runs here.
         return tokens
     jobs = _jobs(consumer.pool)
-    if jobs is None:
-        # Other pools run everything that they were given.
-        return tokens
-    return {request.message.delivery_tag for request in _kept(jobs)}
+    kept = _not_withdrawn(tokens) if jobs is None else _kept(jobs)
+    return {request.message.delivery_tag for request in kept}
 
 
 def _kept(jobs: dict[int, Any]) -> Iterator[Any]:
@@ -110,6 +122,66 @@ def _kept(jobs: dict[int, Any]) -> Iterator[Any]:
         request = getattr(job._accept_callback, '__self__', None)
         if request is not None and (job._accepted or job._write_to is not None):
             yield request
+
+
+def _note_what_is_given(pool: Any) -> None:
+    """What waits for a rate limit or an eta, such a pool never gets once its worker stops."""
+    apply: Callable[..., Any] = pool.on_apply
+    if _jobs(pool) is not None or getattr(apply, 'is_noted', False):
+        return
+
+    def on_apply(*args: Any, accept_callback: Any = None, **kwargs: Any) -> Any:
+        request = getattr(accept_callback, '__self__', None)
+        if request is None:
+            return apply(*args, accept_callback=accept_callback, **kwargs)
+        _given[request] = None
+        result = apply(*args, accept_callback=accept_callback, **kwargs)
+        _given[request] = result.f if isinstance(result, thread.ApplyResult) else None
+        return result
+
+    on_apply.is_noted = True  # type: ignore[attr-defined]
+    pool.on_apply = on_apply
+
+
+def _not_withdrawn(tokens: frozenset[str]) -> Iterator[Any]:
+    """The requests that run or will run.
+
+    The threads pool drops what waits for a thread when it stops, so that is withdrawn here.
+    Other pools run everything that they were given.
+    """
+    yield from state.active_requests
+    for request, future in list(_given.items()):
+        if request.message.delivery_tag in tokens and not (future and future.cancel()):
+            yield request
+
+
+def _room() -> bool:
+    """Whether a pool of greenlets can take one more.
+
+    It blocks its caller otherwise, and that is Celery's event loop: remote control and
+    shutdown would have to wait for a task to end.  The autoscaler, however, goes by that.
+    """
+    consumer = _consumer() if _consumer is not None else None
+    pool = getattr(consumer, 'pool', None)
+    if pool is None or getattr(consumer.controller, 'autoscaler', None) is not None:
+        return True
+    greenlets = pool._pool
+    free = getattr(greenlets, 'free_count', None) or getattr(greenlets, 'free', None)
+    return free is None or free() > 0
+
+
+def _on_task_postrun(**_: Any) -> None:
+    """There will be room in a moment: whoever waits for it should look."""
+    consumer = _consumer() if _consumer is not None else None
+    transport = getattr(getattr(consumer, 'connection', None), 'transport', None)
+    reactor = getattr(transport, 'reactor', None)
+    if reactor is not None:
+        reactor.nudge_from_elsewhere()
+
+
+def _stopping() -> bool:
+    """Whether Celery's loop will end as soon as it looks."""
+    return any(told not in (None, False) for told in (state.should_stop, state.should_terminate))
 
 
 def _idle_slots() -> int | None:

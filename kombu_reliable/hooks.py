@@ -1,4 +1,4 @@
-"""What only the program that consumes can know, told to the transport through two hooks.
+"""What only the program that consumes can know, told to the transport through hooks.
 
 Without hooks every message that was delivered counts as started, which is true for plain
 kombu consumers.  ``celery_ext.bridge`` sets them in Celery workers.
@@ -8,16 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-__all__ = ('idle_slots', 'set_hooks', 'started')
+__all__ = ('idle_slots', 'room', 'set_hooks', 'started', 'stopping')
 
 _started: Callable[[frozenset[str]], Iterable[str]] | None = None
 _idle_slots: Callable[[], int | None] | None = None
+_room: Callable[[], bool] | None = None
+_stopping: Callable[[], bool] | None = None
 
 
 def set_hooks(
     *,
     started: Callable[[frozenset[str]], Iterable[str]] | None = None,
     idle_slots: Callable[[], int | None] | None = None,
+    room: Callable[[], bool] | None = None,
+    stopping: Callable[[], bool] | None = None,
 ) -> None:
     """Installs the hooks of this process; None removes one.
 
@@ -26,13 +30,18 @@ def set_hooks(
             has begun or can no longer be held back.  The others may be given back when their
             consumer is cancelled.
         idle_slots: how many units of work could start this moment; None if that is unknown.
+        room: whether a message can be handed out without blocking its consumer.
+        stopping: whether ``drain_events`` should end early with its timeout, as soon as a
+            signal has arrived.
 
     Example:
         >>> set_hooks(started=lambda tokens: tokens)
     """
-    global _started, _idle_slots
+    global _started, _idle_slots, _room, _stopping
     _started = started
     _idle_slots = idle_slots
+    _room = room
+    _stopping = stopping
 
 
 def started(tokens: Iterable[str]) -> frozenset[str]:
@@ -44,3 +53,13 @@ def started(tokens: Iterable[str]) -> frozenset[str]:
 def idle_slots() -> int | None:
     """How many units of work could start at once, if somebody knows."""
     return None if _idle_slots is None else _idle_slots()
+
+
+def room() -> bool:
+    """Whether a message can be handed out now."""
+    return _room is None or _room()
+
+
+def stopping() -> bool | None:
+    """Whether the program is about to end; None if nobody knows."""
+    return None if _stopping is None else _stopping()

@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from functools import partial
 from typing import Any, Protocol
 
+from kombu_reliable import hooks
 from kombu_reliable.transport.line import Line
 
 __all__ = ('Participant', 'Reactor')
@@ -85,8 +86,18 @@ class Reactor:
             timeout: seconds to wait; None for ever, 0 for what is there already.
 
         Raises:
-            socket.timeout: nothing came.
+            socket.timeout: nothing came, or the program is about to end.
         """
+        if hooks.stopping() is None:
+            self._drain(timeout)
+            return
+        self._listen_to_signals(self._open_nudges()[1])
+        try:
+            self._drain(timeout)
+        finally:
+            self._ignore_signals()
+
+    def _drain(self, timeout: float | None) -> None:
         deadline = None if timeout is None else time.monotonic() + timeout
         self._thread = threading.get_ident()
         looked = False
@@ -97,6 +108,8 @@ class Reactor:
             remaining = LONGEST_WAIT if deadline is None else deadline - time.monotonic()
             if looked and remaining <= 0:
                 raise TimeoutError(f'no message within {timeout} s')
+            if self._listens_to_signals and hooks.stopping():
+                raise TimeoutError('no message before the program was told to stop')
             due_in = self._due_in()
             self._wait(max(0.0, min(remaining, LONGEST_WAIT if due_in is None else due_in)))
             looked = True
@@ -178,9 +191,7 @@ class Reactor:
                 loop.remove(fd)
         self._watched.clear()
         self._cancel_timer()
-        if self._listens_to_signals:
-            signal.set_wakeup_fd(-1)
-            self._listens_to_signals = False
+        self._ignore_signals()
         reader, _ = self._open_nudges()
         with contextlib.suppress(Exception):
             loop.remove(reader)
@@ -201,6 +212,11 @@ class Reactor:
             self._listens_to_signals = True
         else:
             signal.set_wakeup_fd(previous, warn_on_full_buffer=False)
+
+    def _ignore_signals(self) -> None:
+        if self._listens_to_signals:
+            signal.set_wakeup_fd(-1)
+            self._listens_to_signals = False
 
     # -- nudges ------------------------------------------------------------------
 

@@ -77,6 +77,17 @@ def sleep(self: Task, seconds: float, value: Any = None) -> Any:
 
 
 @app.task(bind=True)
+def burn(self: Task, seconds: float, value: Any = None) -> Any:
+    """Computes and lets no other greenlet run meanwhile."""
+    note(self, 'started', value=value)
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        pass
+    note(self, 'ended', value=value)
+    return value
+
+
+@app.task(bind=True)
 def wait_for_file(self: Task, path: str, value: Any = None) -> Any:
     """Runs until the test makes the file."""
     note(self, 'started', value=value)
