@@ -32,6 +32,10 @@ _consumer: weakref.ref[Any] | None = None
 _given: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
 
 
+def _current() -> Any | None:
+    return _consumer() if _consumer is not None else None
+
+
 def connect() -> None:
     """Installs the hooks as soon as a worker of this process is ready; idempotent."""
     signals.worker_ready.connect(_on_worker_ready, weak=False, dispatch_uid='kombu_reliable')
@@ -106,7 +110,7 @@ def _notice_dead_processes(pool: Any, hub: Any) -> None:
 
 
 def _started(tokens: frozenset[str]) -> Iterable[str]:
-    consumer = _consumer() if _consumer is not None else None
+    consumer = _current()
     if consumer is None or consumer.blueprint.state not in (bootsteps.CLOSE, bootsteps.TERMINATE):
         # A queue was cancelled, not the worker: what was prefetched still runs here.
         return tokens
@@ -161,18 +165,17 @@ def _room() -> bool:
     It blocks its caller otherwise, and that is Celery's event loop: remote control and
     shutdown would have to wait for a task to end.  The autoscaler, however, goes by that.
     """
-    consumer = _consumer() if _consumer is not None else None
-    pool = getattr(consumer, 'pool', None)
-    if pool is None or getattr(consumer.controller, 'autoscaler', None) is not None:
+    consumer = _current()
+    if consumer is None or getattr(consumer.controller, 'autoscaler', None) is not None:
         return True
-    greenlets = pool._pool
+    greenlets = consumer.pool._pool
     free = getattr(greenlets, 'free_count', None) or getattr(greenlets, 'free', None)
     return free is None or free() > 0
 
 
 def _on_task_postrun(**_: Any) -> None:
     """There will be room in a moment: whoever waits for it should look."""
-    consumer = _consumer() if _consumer is not None else None
+    consumer = _current()
     transport = getattr(getattr(consumer, 'connection', None), 'transport', None)
     reactor = getattr(transport, 'reactor', None)
     if reactor is not None:
@@ -181,10 +184,12 @@ def _on_task_postrun(**_: Any) -> None:
 
 def _stopping() -> bool:
     """Whether Celery's loop will end as soon as it looks."""
-    return any(told not in (None, False) for told in (state.should_stop, state.should_terminate))
+    told = (state.should_stop, state.should_terminate)
+    # An exit code of 0 says yes.
+    return any(word is not None and word is not False for word in told)
 
 
 def _idle_slots() -> int | None:
-    consumer = _consumer() if _consumer is not None else None
+    consumer = _current()
     slots = getattr(getattr(consumer, 'pool', None), 'num_processes', None)
     return None if slots is None else slots - len(state.reserved_requests)

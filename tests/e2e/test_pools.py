@@ -2,22 +2,243 @@
 
 from __future__ import annotations
 
-import pytest
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
+import pytest
+import redis
+from celery import Celery, chain, chord, group
+
+from tests.support.servers import Server
+from tests.support.wait import wait_for
 from tests.support.workers import Fleet, task
 
 LEASE = 2.0
+WAIT = 20
 
-#: Pools in which a computing task stops everything else of its process, but for real threads.
-STANDING_STILL = ('gevent', 'eventlet', 'solo')
+matrix = pytest.mark.matrix
+
+#: Pools that run their tasks inside the worker's process.
+POOLS = ('threads', 'gevent', 'eventlet', 'solo')
 
 
-@pytest.mark.parametrize('pool', STANDING_STILL)
+class Keys:
+    """What Redis says of one database."""
+
+    def __init__(self, client: redis.Redis, number: int) -> None:
+        self.client = client
+        self.prefix = f'{{kr:{number}:0}}'
+
+    def leased(self) -> int:
+        return int(self.client.hlen(f'{self.prefix}:own'))
+
+    def ready(self) -> dict[bytes, float]:
+        return dict(self.client.zrange(f'{self.prefix}:r:celery', 0, -1, withscores=True))
+
+    def places(self) -> dict[bytes, float]:
+        owners = self.client.hgetall(f'{self.prefix}:own')
+        return {job: float(owner.split(b';')[1]) for job, owner in owners.items()}
+
+    def counted(self) -> list[bytes]:
+        """Jobs that were delivered in vain."""
+        return list(self.client.keys(f'{self.prefix}:x:*'))
+
+
+@pytest.fixture
+def keys(server: Server, database: int) -> Any:
+    with server.client(db=database) as client:
+        yield Keys(client, database)
+
+
+def open_door(path: Path) -> None:
+    path.touch()
+
+
+# -- leases ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('pool', ['gevent', 'eventlet', pytest.param('solo', marks=matrix)])
 def test_a_task_that_computes_for_three_leases_runs_once(workers: Fleet, pool: str) -> None:
+    """No other greenlet runs meanwhile: what renews the lease must be a real thread."""
     app = workers.app()
-    workers.start(pool=pool, concurrency=2)
+    workers.start(pool=pool)
     result = task(app, 'burn', 3 * LEASE, value='x').apply_async()
     workers.ledger.wait(1, 'started')
-    workers.start(pool=pool, concurrency=2)
+    workers.start(pool=pool)
     assert result.get(30) == 'x'
     assert len(workers.ledger.lines('started')) == len(workers.ledger.lines('ended')) == 1
+
+
+@matrix
+@pytest.mark.parametrize('pool', ['threads', 'gevent', 'eventlet'])
+def test_a_task_of_three_leases_runs_once(workers: Fleet, pool: str) -> None:
+    app = workers.app()
+    workers.start(pool=pool, concurrency=1)
+    workers.start(pool=pool, concurrency=1)
+    results = [task(app, 'sleep', 3 * LEASE, value=i).apply_async() for i in range(4)]
+    assert [result.get(60) for result in results] == [0, 1, 2, 3]
+    assert sorted(workers.ledger.values('started')) == [0, 1, 2, 3]
+    assert sorted(workers.ledger.values('ended')) == [0, 1, 2, 3]
+
+
+# -- settlements -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize('pool', POOLS)
+def test_each_task_is_settled_when_it_ends(
+    workers: Fleet, keys: Keys, tmp_path: Path, pool: str
+) -> None:
+    """Not when the batch ends in which it was claimed, whatever the event loop does meanwhile."""
+    app = workers.app()
+    workers.start('--prefetch-multiplier', '8', pool=pool, concurrency=1)
+    doors = [tmp_path / f'door {i}' for i in range(4)]
+    for number, door in enumerate(doors):
+        task(app, 'wait_for_file', str(door), value=number).apply_async()
+    for number, door in enumerate(doors):
+        workers.ledger.wait(number + 1, 'started')
+        wait_for(lambda left=len(doors) - number: keys.leased() == left, WAIT, 'the others')
+        open_door(door)
+    wait_for(lambda: not keys.leased(), WAIT, 'all are settled')
+    assert workers.ledger.values('ended') == [0, 1, 2, 3]
+
+
+# -- shutdown --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('pool', ['threads', 'gevent', 'eventlet'])
+def test_warm_shutdown_gives_back_what_has_not_started(
+    workers: Fleet, keys: Keys, tmp_path: Path, pool: str
+) -> None:
+    app = workers.app()
+    worker = workers.start('--prefetch-multiplier', '10', pool=pool, concurrency=2)
+    door = tmp_path / 'door'
+    running = [task(app, 'wait_for_file', str(door), value=i).apply_async() for i in range(2)]
+    workers.ledger.wait(2, 'started')
+    waiting = [task(app, 'run', value=i).apply_async() for i in range(18)]
+    wait_for(lambda: keys.leased() == 20, WAIT, 'all are leased')
+    places = keys.places()
+    worker.terminate()
+    told_at = time.monotonic()
+    ready = wait_for(lambda: len(keys.ready()) == 18 and keys.ready(), WAIT, 'those are back')
+    took = time.monotonic() - told_at
+    assert {job: place for job, place in places.items() if job in ready} == ready
+    assert not keys.counted(), 'no delivery was counted'
+    # What runs on is still leased, for longer than a lease, and its end counts.
+    time.sleep(1.5 * LEASE)
+    assert keys.leased() == 2
+    assert len(keys.ready()) == 18
+    door.touch()
+    assert worker.wait() == 0
+    assert [result.get(10) for result in running] == [0, 1]
+    assert not keys.leased()
+    assert not workers.ledger.lines('ran')
+    workers.start(pool=pool)
+    assert [result.get(20) for result in waiting] == list(range(18))
+    assert sorted(workers.ledger.values('ran')) == list(range(18))
+    assert {entry['redelivered'] for entry in workers.ledger.lines('ran')} == {False}
+    print(f'given back after {1e3 * took:.0f} ms')
+    assert took < 0.1 + 0.4
+
+
+def test_warm_shutdown_of_solo_gives_back_what_has_not_started(
+    workers: Fleet, keys: Keys, tmp_path: Path
+) -> None:
+    """Its event loop stands still until the running task ends, but not until all have run."""
+    app = workers.app()
+    worker = workers.start('--prefetch-multiplier', '20', pool='solo')
+    door = tmp_path / 'door'
+    running = task(app, 'wait_for_file', str(door), value='x').apply_async()
+    workers.ledger.wait(1, 'started')
+    waiting = [task(app, 'run', value=i).apply_async() for i in range(10)]
+    worker.terminate()
+    door.touch()
+    assert worker.wait() == 0
+    assert running.get(10) == 'x'
+    assert not keys.leased()
+    assert len(keys.ready()) + len(workers.ledger.lines('ran')) == 10
+    assert not keys.counted()
+    workers.start(pool='threads')
+    assert [result.get(20) for result in waiting] == list(range(10))
+    assert sorted(workers.ledger.values('ran')) == list(range(10))
+
+
+@pytest.mark.parametrize('pool', ['threads', *(pytest.param(p, marks=matrix) for p in POOLS[1:])])
+def test_warm_shutdown_gives_back_what_a_rate_limit_holds(
+    workers: Fleet, keys: Keys, pool: str
+) -> None:
+    app = workers.app()
+    worker = workers.start('--prefetch-multiplier', '30', pool=pool, concurrency=1)
+    results = [task(app, 'limited', i).apply_async() for i in range(20)]
+    workers.ledger.wait(2, 'ran')
+    worker.terminate()
+    assert worker.wait() == 0
+    assert not keys.leased()
+    assert len(keys.ready()) + len(workers.ledger.lines('ran')) == 20
+    assert not keys.counted()
+    workers.start(pool='threads')
+    assert [result.get(20) for result in results] == list(range(20))
+    assert sorted(workers.ledger.values('ran')) == list(range(20))
+
+
+@pytest.mark.parametrize(
+    'pool', ['gevent', *(pytest.param(p, marks=matrix) for p in ('threads', 'eventlet', 'solo'))]
+)
+def test_workers_that_stop_under_load_run_nothing_twice(workers: Fleet, pool: str) -> None:
+    app = workers.app()
+    first = workers.start('--prefetch-multiplier', '8', pool=pool, concurrency=4)
+    results = [task(app, 'add', i, i).apply_async() for i in range(400)]
+    workers.ledger.wait(50, 'ran')
+    workers.start('--prefetch-multiplier', '8', pool=pool, concurrency=4)
+    first.terminate()
+    assert first.wait() == 0
+    assert [result.get(30) for result in results] == [2 * i for i in range(400)]
+    assert len(workers.ledger.lines('ran')) == 400
+
+
+@pytest.mark.parametrize('pool', ['gevent', pytest.param('eventlet', marks=matrix)])
+def test_a_full_pool_of_greenlets_does_not_stop_the_event_loop(
+    workers: Fleet, keys: Keys, tmp_path: Path, pool: str
+) -> None:
+    app = workers.app()
+    worker = workers.start('--prefetch-multiplier', '5', pool=pool, concurrency=1)
+    door = tmp_path / 'door'
+    task(app, 'wait_for_file', str(door)).apply_async()
+    workers.ledger.wait(1, 'started')
+    waiting = [task(app, 'run', i).apply_async() for i in range(3)]
+    wait_for(lambda: keys.leased() == 4, WAIT, 'all are leased')
+    assert app.control.inspect(timeout=5, limit=1).ping() == {'w1@test': {'ok': 'pong'}}
+    door.touch()
+    assert [result.get(WAIT) for result in waiting] == [0, 1, 2]
+    idle_at = time.monotonic()
+    worker.terminate()
+    assert worker.wait() == 0
+    # Nothing of ours waits for the end of a pause.
+    assert time.monotonic() - idle_at < 3
+
+
+# -- what tasks do ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize('pool', POOLS)
+def test_tasks_that_publish(make_fleet: Callable[..., Fleet], keys: Keys, pool: str) -> None:
+    """The whole of what Celery builds from messages is in test_canvas; this runs everywhere."""
+    workers = make_fleet()
+    app = workers.app()
+    workers.start(pool=pool, concurrency=4)
+    canvas(app)
+    retried = task(app, 'flaky', 2, countdown=0.1).apply_async()
+    assert retried.get(WAIT) == 2
+    assert task(app, 'replaced', 1).apply_async().get(WAIT) == 12
+    assert len(workers.ledger.lines('ran', id=retried.id)) == 3
+    wait_for(lambda: not keys.leased(), WAIT, 'all are settled')
+    assert not keys.ready()
+
+
+def canvas(app: Celery) -> None:
+    assert group(task(app, 'add', i, i) for i in range(30))().get(WAIT) == [
+        2 * i for i in range(30)
+    ]
+    body = chain(task(app, 'total'), task(app, 'add', 1))
+    assert chord([task(app, 'add', i, i) for i in range(10)])(body).get(WAIT) == 91
