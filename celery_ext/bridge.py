@@ -9,6 +9,7 @@ ones will still run and gives the others back at once.
 
 from __future__ import annotations
 
+import logging
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -20,6 +21,8 @@ from celery.worker import state
 from kombu_reliable import set_hooks
 
 __all__ = ('connect',)
+
+logger = logging.getLogger('kombu_reliable')
 
 #: How soon, in seconds, and how often a process that closed its pipe is looked at again.
 REAP_PAUSE = 0.02
@@ -34,6 +37,12 @@ _given: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
 
 def _current() -> Any | None:
     return _consumer() if _consumer is not None else None
+
+
+def _transport() -> Any | None:
+    connection = getattr(_current(), 'connection', None)
+    # A closed connection would make itself a new one.
+    return connection.transport if connection is not None and connection.connected else None
 
 
 def connect() -> None:
@@ -116,7 +125,21 @@ def _started(tokens: frozenset[str]) -> Iterable[str]:
         return tokens
     jobs = _jobs(consumer.pool)
     kept = _not_withdrawn(tokens) if jobs is None else _kept(jobs)
-    return {request.message.delivery_tag for request in kept}
+    kept_tokens = {request.message.delivery_tag for request in kept}
+    _settle_what_has_ended(consumer.hub)
+    return kept_tokens
+
+
+def _settle_what_has_ended(hub: Any) -> None:
+    """Celery settles in the next turn of its event loop, which will not come any more.
+
+    Whatever has ended meanwhile either waits there or was among the requests before.
+    """
+    for callback in hub._pop_ready() if hub is not None else ():
+        try:
+            callback()
+        except Exception as error:
+            logger.error('a callback of the event loop failed at shutdown: %r', error)
 
 
 def _kept(jobs: dict[int, Any]) -> Iterator[Any]:
@@ -175,15 +198,15 @@ def _room() -> bool:
 
 def _on_task_postrun(**_: Any) -> None:
     """There will be room in a moment: whoever waits for it should look."""
-    consumer = _current()
-    transport = getattr(getattr(consumer, 'connection', None), 'transport', None)
-    reactor = getattr(transport, 'reactor', None)
+    reactor = getattr(_transport(), 'reactor', None)
     if reactor is not None:
         reactor.nudge_from_elsewhere()
 
 
-def _stopping() -> bool:
-    """Whether Celery's loop will end as soon as it looks."""
+def _stopping(transport: Any) -> bool | None:
+    """Whether Celery's loop, which drains this transport, will end as soon as it looks."""
+    if transport is not _transport():
+        return None
     told = (state.should_stop, state.should_terminate)
     # An exit code of 0 says yes.
     return any(word is not None and word is not False for word in told)

@@ -7,13 +7,14 @@ kombu consumers.  ``celery_ext.bridge`` sets them in Celery workers.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import Any
 
 __all__ = ('idle_slots', 'room', 'set_hooks', 'started', 'stopping')
 
 _started: Callable[[frozenset[str]], Iterable[str]] | None = None
 _idle_slots: Callable[[], int | None] | None = None
 _room: Callable[[], bool] | None = None
-_stopping: Callable[[], bool] | None = None
+_stopping: Callable[[Any], bool | None] | None = None
 
 
 def set_hooks(
@@ -21,7 +22,7 @@ def set_hooks(
     started: Callable[[frozenset[str]], Iterable[str]] | None = None,
     idle_slots: Callable[[], int | None] | None = None,
     room: Callable[[], bool] | None = None,
-    stopping: Callable[[], bool] | None = None,
+    stopping: Callable[[Any], bool | None] | None = None,
 ) -> None:
     """Installs the hooks of this process; None removes one.
 
@@ -31,8 +32,8 @@ def set_hooks(
             consumer is cancelled.
         idle_slots: how many units of work could start this moment; None if that is unknown.
         room: whether a message can be handed out without blocking its consumer.
-        stopping: whether ``drain_events`` should end early with its timeout, as soon as a
-            signal has arrived.
+        stopping: given a transport, whether its ``drain_events`` should end early, as if its
+            time were over; it is asked when a signal has arrived.  None leaves signals alone.
 
     Example:
         >>> set_hooks(started=lambda tokens: tokens)
@@ -60,6 +61,6 @@ def room() -> bool:
     return _room is None or _room()
 
 
-def stopping() -> bool | None:
+def stopping(transport: Any) -> bool | None:
     """Whether the program is about to end; None if nobody knows."""
-    return None if _stopping is None else _stopping()
+    return None if _stopping is None else _stopping(transport)

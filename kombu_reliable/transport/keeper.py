@@ -50,7 +50,7 @@ REPEAT_WARNING = 30.0
 class _Held:
     """One delivery in the hands of this process."""
 
-    __slots__ = ('id', 'lost', 'message', 'queue', 'settled', 'token')
+    __slots__ = ('dropped_at', 'id', 'lost', 'message', 'queue', 'settled', 'token')
 
     def __init__(self, delivery: Delivery) -> None:
         self.queue = delivery.queue
@@ -62,6 +62,8 @@ class _Held:
         self.lost = False
         #: None until it is handed out.
         self.message: weakref.ref[Any] | None = None
+        #: When it was seen that nobody holds the message any more, on the monotonic clock.
+        self.dropped_at: float | None = None
 
     def wanted(self) -> bool:
         return self.settled or self.message is None or self.message() is not None
@@ -149,7 +151,8 @@ class Keeper:
             held.message = weakref.ref(message)
 
     def holds(self, token: str) -> bool:
-        return token in self._held
+        held = self._held.get(token)
+        return held is not None and held.dropped_at is None
 
     def lost(self, token: str) -> bool:
         """Whether a renewal has shown that the delivery is not ours any more."""
@@ -228,12 +231,16 @@ class Keeper:
     def leases(self) -> list[tuple[str, str, str]]:
         """``(queue, id, token)`` of everything that somebody here still wants."""
         alive = []
+        now = time.monotonic()
         for token, held in list(self._held.items()):
             if held.wanted():
                 if not held.lost:
                     alive.append((held.queue, held.id, token))
-            else:
-                # Nobody can settle it any more; its lease ends by itself.
+            elif held.dropped_at is None:
+                # Nobody can settle it any more, and its lease ends by itself.  But a channel that
+                # closes may still give it back: Celery drops messages just before.
+                held.dropped_at = now
+            elif now - held.dropped_at > 3 * self._interval:
                 self._held.pop(token, None)
         return alive
 

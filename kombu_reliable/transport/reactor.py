@@ -9,11 +9,10 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, Protocol
 
-from kombu_reliable import hooks
 from kombu_reliable.transport.line import Line
 
 __all__ = ('Participant', 'Reactor')
@@ -79,25 +78,29 @@ class Reactor:
 
     # -- without an event loop ---------------------------------------------------
 
-    def drain(self, timeout: float | None) -> None:
+    def drain(
+        self, timeout: float | None, stopping: Callable[[], bool | None] = lambda: None
+    ) -> None:
         """Waits until messages were handed out.
 
         Args:
             timeout: seconds to wait; None for ever, 0 for what is there already.
+            stopping: whether the program is about to end, which a signal may have told it; None
+                if nobody knows.
 
         Raises:
             socket.timeout: nothing came, or the program is about to end.
         """
-        if hooks.stopping() is None:
-            self._drain(timeout)
+        if stopping() is None:
+            self._drain(timeout, stopping)
             return
         self._listen_to_signals(self._open_nudges()[1])
         try:
-            self._drain(timeout)
+            self._drain(timeout, stopping)
         finally:
             self._ignore_signals()
 
-    def _drain(self, timeout: float | None) -> None:
+    def _drain(self, timeout: float | None, stopping: Callable[[], bool | None]) -> None:
         deadline = None if timeout is None else time.monotonic() + timeout
         self._thread = threading.get_ident()
         looked = False
@@ -108,7 +111,7 @@ class Reactor:
             remaining = LONGEST_WAIT if deadline is None else deadline - time.monotonic()
             if looked and remaining <= 0:
                 raise TimeoutError(f'no message within {timeout} s')
-            if self._listens_to_signals and hooks.stopping():
+            if stopping():
                 raise TimeoutError('no message before the program was told to stop')
             due_in = self._due_in()
             self._wait(max(0.0, min(remaining, LONGEST_WAIT if due_in is None else due_in)))
@@ -205,9 +208,10 @@ class Reactor:
 
     def _listen_to_signals(self, writer: socket.socket) -> None:
         """A signal sets a flag that Celery reads once per turn: let the turn come at once."""
-        if threading.current_thread() is not threading.main_thread():
+        try:
+            previous = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+        except ValueError:  # this is not the main thread
             return
-        previous = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
         if previous == -1:
             self._listens_to_signals = True
         else:

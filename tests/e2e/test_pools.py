@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,9 @@ class Keys:
     def leased(self) -> int:
         return int(self.client.hlen(f'{self.prefix}:own'))
 
+    def leases(self, count: int) -> bool:
+        return self.leased() == count
+
     def ready(self) -> dict[bytes, float]:
         return dict(self.client.zrange(f'{self.prefix}:r:celery', 0, -1, withscores=True))
 
@@ -50,10 +54,6 @@ class Keys:
 def keys(server: Server, database: int) -> Any:
     with server.client(db=database) as client:
         yield Keys(client, database)
-
-
-def open_door(path: Path) -> None:
-    path.touch()
 
 
 # -- leases ----------------------------------------------------------------------
@@ -92,15 +92,16 @@ def test_each_task_is_settled_when_it_ends(
 ) -> None:
     """Not when the batch ends in which it was claimed, whatever the event loop does meanwhile."""
     app = workers.app()
-    workers.start('--prefetch-multiplier', '8', pool=pool, concurrency=1)
     doors = [tmp_path / f'door {i}' for i in range(4)]
     for number, door in enumerate(doors):
         task(app, 'wait_for_file', str(door), value=number).apply_async()
+    workers.start('--prefetch-multiplier', '8', pool=pool, concurrency=1, ready=False)
     for number, door in enumerate(doors):
         workers.ledger.wait(number + 1, 'started')
-        wait_for(lambda left=len(doors) - number: keys.leased() == left, WAIT, 'the others')
-        open_door(door)
-    wait_for(lambda: not keys.leased(), WAIT, 'all are settled')
+        left = len(doors) - number
+        wait_for(partial(keys.leases, left), WAIT, f'{left} leases')
+        door.touch()
+    wait_for(partial(keys.leases, 0), WAIT, 'all are settled')
     assert workers.ledger.values('ended') == [0, 1, 2, 3]
 
 
@@ -139,7 +140,8 @@ def test_warm_shutdown_gives_back_what_has_not_started(
     assert sorted(workers.ledger.values('ran')) == list(range(18))
     assert {entry['redelivered'] for entry in workers.ledger.lines('ran')} == {False}
     print(f'given back after {1e3 * took:.0f} ms')
-    assert took < 0.1 + 0.4
+    # Under greenlets Celery first waits for its remote control, up to a second.
+    assert took < 0.1 + 0.4 + (pool != 'threads')
 
 
 def test_warm_shutdown_of_solo_gives_back_what_has_not_started(
