@@ -75,6 +75,9 @@ class Reactor:
         self._thread = 0
         self._pid = 0
         self._waiting = False
+        #: No message was handed out in this turn of the event loop.
+        self._fresh = True
+        self._timer_handed_out = False
 
     # -- without an event loop ---------------------------------------------------
 
@@ -252,6 +255,8 @@ class Reactor:
         self._after_messages()
 
     def _on_tick(self) -> None:
+        self._fresh = not self._timer_handed_out
+        self._timer_handed_out = False
         self._turn()
         self._watch_lines()
         # The loop has decided already how long it will wait in this turn.
@@ -266,8 +271,12 @@ class Reactor:
         self._after_messages()
 
     def _after_messages(self) -> None:
-        """What is left goes out in the next turn: Celery looks for a shutdown in between."""
-        self._hand_out()
+        """Once a turn; what is left goes out in the next.
+
+        In between Celery settles what has ended, and looks for a shutdown.
+        """
+        if self._fresh:
+            self._fresh = not self._hand_out()
         self._set_timer()
         if self._has_messages():
             self.nudge()
@@ -306,7 +315,9 @@ class Reactor:
         self._timer, self._timer_at = None, float('inf')
         self._turn()
         self._watch_lines()
+        self._fresh = True
         self._after_messages()
+        self._timer_handed_out = not self._fresh
 
     def _cancel_timer(self) -> None:
         if self._timer is not None:
