@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 import weakref
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import Any
 
 from celery import bootsteps, signals
@@ -23,6 +24,9 @@ from kombu_reliable import set_hooks
 __all__ = ('connect',)
 
 logger = logging.getLogger('kombu_reliable')
+
+#: What Celery's pools of greenlets report of one that was killed.
+KILLED = (False, None, None)
 
 #: How soon, in seconds, and how often a process that closed its pipe is looked at again.
 REAP_PAUSE = 0.02
@@ -62,7 +66,7 @@ def _on_worker_ready(sender: Any, **_: Any) -> None:
     )
     if green:
         signals.task_postrun.connect(_on_task_postrun, weak=False, dispatch_uid='kombu_reliable')
-    _note_what_is_given(sender.pool)
+    _watch_what_is_given(sender.pool)
     _keep_written_jobs(sender.pool)
     _notice_dead_processes(sender.pool, sender.hub)
 
@@ -123,11 +127,15 @@ def _started(tokens: frozenset[str]) -> Iterable[str]:
     if consumer is None or consumer.blueprint.state not in (bootsteps.CLOSE, bootsteps.TERMINATE):
         # A queue was cancelled, not the worker: what was prefetched still runs here.
         return tokens
+    if consumer.task_consumer is None:
+        return tokens
+    # A task may consume messages by itself.
+    others: frozenset[str] = tokens - consumer.task_consumer.channel.qos.tags
     jobs = _jobs(consumer.pool)
     kept = _not_withdrawn(tokens) if jobs is None else _kept(jobs)
     kept_tokens = {request.message.delivery_tag for request in kept}
     _settle_what_has_ended(consumer.hub)
-    return kept_tokens
+    return others | kept_tokens
 
 
 def _settle_what_has_ended(hub: Any) -> None:
@@ -151,23 +159,45 @@ def _kept(jobs: dict[int, Any]) -> Iterator[Any]:
             yield request
 
 
-def _note_what_is_given(pool: Any) -> None:
-    """What waits for a rate limit or an eta, such a pool never gets once its worker stops."""
+def _watch_what_is_given(pool: Any) -> None:
+    """Notes what a pool without processes gets, and settles what Celery leaves unsettled there."""
     apply: Callable[..., Any] = pool.on_apply
-    if _jobs(pool) is not None or getattr(apply, 'is_noted', False):
+    if _jobs(pool) is not None or getattr(apply, 'is_watched', False):
         return
 
-    def on_apply(*args: Any, accept_callback: Any = None, **kwargs: Any) -> Any:
-        request = getattr(accept_callback, '__self__', None)
-        if request is None:
-            return apply(*args, accept_callback=accept_callback, **kwargs)
+    def on_apply(*args: Any, **kwargs: Any) -> Any:
+        request = getattr(kwargs.get('accept_callback'), '__self__', None)
+        callback = kwargs.get('callback')
+        if request is None or callback is None:
+            return apply(*args, **kwargs)
         _given[request] = None
-        result = apply(*args, accept_callback=accept_callback, **kwargs)
+        result = apply(*args, **(kwargs | {'callback': partial(_ended, request, callback)}))
         _given[request] = result.f if isinstance(result, thread.ApplyResult) else None
         return result
 
-    on_apply.is_noted = True  # type: ignore[attr-defined]
+    on_apply.is_watched = True  # type: ignore[attr-defined]
     pool.on_apply = on_apply
+
+
+def _ended(request: Any, callback: Callable[[Any], None], outcome: Any) -> None:
+    """Celery counts a greenlet that was killed as a success, and forgets a task that raised
+    SystemExit: neither has ended well, so they run again, up to the delivery limit.
+
+    A task that was revoked is settled already.
+    """
+    if outcome == KILLED:
+        _run_again(request)
+        return
+    try:
+        callback(outcome)
+    except BaseException:
+        _run_again(request)
+        raise
+
+
+def _run_again(request: Any) -> None:
+    state.task_ready(request)
+    request.reject(requeue=True)
 
 
 def _not_withdrawn(tokens: frozenset[str]) -> Iterator[Any]:
@@ -182,14 +212,16 @@ def _not_withdrawn(tokens: frozenset[str]) -> Iterator[Any]:
             yield request
 
 
-def _room() -> bool:
-    """Whether a pool of greenlets can take one more.
+def _room(transport: Any) -> bool:
+    """Whether a pool of greenlets can take one more message of Celery's.
 
     It blocks its caller otherwise, and that is Celery's event loop: remote control and
     shutdown would have to wait for a task to end.  The autoscaler, however, goes by that.
     """
     consumer = _current()
-    if consumer is None or getattr(consumer.controller, 'autoscaler', None) is not None:
+    if consumer is None or transport is not _transport():
+        return True
+    if getattr(consumer.controller, 'autoscaler', None) is not None:
         return True
     greenlets = consumer.pool._pool
     free = getattr(greenlets, 'free_count', None) or getattr(greenlets, 'free', None)

@@ -13,7 +13,7 @@ __all__ = ('idle_slots', 'room', 'set_hooks', 'started', 'stopping')
 
 _started: Callable[[frozenset[str]], Iterable[str]] | None = None
 _idle_slots: Callable[[], int | None] | None = None
-_room: Callable[[], bool] | None = None
+_room: Callable[[Any], bool] | None = None
 _stopping: Callable[[Any], bool | None] | None = None
 
 
@@ -21,7 +21,7 @@ def set_hooks(
     *,
     started: Callable[[frozenset[str]], Iterable[str]] | None = None,
     idle_slots: Callable[[], int | None] | None = None,
-    room: Callable[[], bool] | None = None,
+    room: Callable[[Any], bool] | None = None,
     stopping: Callable[[Any], bool | None] | None = None,
 ) -> None:
     """Installs the hooks of this process; None removes one.
@@ -31,7 +31,7 @@ def set_hooks(
             has begun or can no longer be held back.  The others may be given back when their
             consumer is cancelled.
         idle_slots: how many units of work could start this moment; None if that is unknown.
-        room: whether a message can be handed out without blocking its consumer.
+        room: given a transport, whether it can hand out a message without blocking its consumer.
         stopping: given a transport, whether its ``drain_events`` should end early, as if its
             time were over; it is asked when a signal has arrived.  None leaves signals alone.
 
@@ -56,9 +56,9 @@ def idle_slots() -> int | None:
     return None if _idle_slots is None else _idle_slots()
 
 
-def room() -> bool:
+def room(transport: Any) -> bool:
     """Whether a message can be handed out now."""
-    return _room is None or _room()
+    return _room is None or _room(transport)
 
 
 def stopping(transport: Any) -> bool | None:

@@ -139,7 +139,7 @@ class Poller:
             self._lose(error)
 
     def has_messages(self) -> bool:
-        return bool(self._inbox) and hooks.room()
+        return bool(self._inbox) and hooks.room(self._inbox[0][0].connection)
 
     def hand_out_one(self) -> None:
         channel, delivery = self._inbox.popleft()

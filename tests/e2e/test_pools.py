@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from collections.abc import Callable
 from functools import partial
@@ -68,13 +69,19 @@ def keys(server: Server, database: int) -> Any:
 
 
 @by_default('gevent', among=('gevent', 'eventlet', 'solo'))
-def test_a_task_that_computes_for_three_leases_runs_once(workers: Fleet, pool: str) -> None:
-    """No other greenlet runs meanwhile: what renews the lease must be a real thread."""
+def test_a_task_that_computes_for_three_leases_runs_once(
+    workers: Fleet, keys: Keys, pool: str
+) -> None:
+    """No other greenlet runs meanwhile: what renews the lease must be a real thread.
+
+    It gets along without the event loop, also when its connections are lost.
+    """
     app = workers.app()
     workers.start(pool=pool)
     result = task(app, 'burn', 3 * LEASE, value='x').apply_async()
     workers.ledger.wait(1, 'started')
     workers.start(pool=pool)
+    keys.client.client_kill_filter(_type='normal')
     assert result.get(30) == 'x'
     assert len(workers.ledger.lines('started')) == len(workers.ledger.lines('ended')) == 1
 
@@ -205,6 +212,25 @@ def test_workers_that_stop_under_load_run_nothing_twice(workers: Fleet, pool: st
     assert len(workers.ledger.lines('ran')) == 400
 
 
+@matrix
+def test_a_greenlet_that_was_killed_has_not_succeeded(
+    workers: Fleet, keys: Keys, tmp_path: Path
+) -> None:
+    """Celery kills them in a cold shutdown, under eventlet, and would acknowledge their tasks."""
+    app = workers.app()
+    worker = workers.start(pool='eventlet')
+    door = tmp_path / 'door'
+    results = [task(app, 'wait_for_file', str(door), value=i).apply_async() for i in range(2)]
+    workers.ledger.wait(2, 'started')
+    worker.process.send_signal(signal.SIGQUIT)
+    assert worker.wait() == 0
+    assert len(keys.ready()) == 2
+    door.touch()
+    workers.start(pool='threads')
+    assert [result.get(WAIT) for result in results] == [0, 1]
+    assert len(workers.ledger.lines('ended')) == 2
+
+
 # -- what tasks do ---------------------------------------------------------------
 
 
@@ -215,12 +241,29 @@ def test_tasks_that_publish(make_fleet: Callable[..., Fleet], keys: Keys, pool: 
     app = workers.app()
     workers.start(pool=pool, concurrency=4)
     canvas(app)
+    # As many at once as there are places: each waits for a message while the pool is full.
+    conversations = [task(app, 'converse', i).apply_async() for i in range(6)]
+    assert [result.get(WAIT) for result in conversations] == list(range(6))
     retried = task(app, 'flaky', 2, countdown=0.1).apply_async()
     assert retried.get(WAIT) == 2
     assert task(app, 'replaced', 1).apply_async().get(WAIT) == 12
     assert len(workers.ledger.lines('ran', id=retried.id)) == 3
     wait_for(lambda: not keys.leased(), WAIT, 'all are settled')
     assert not keys.ready()
+
+
+@by_default('threads', among=('threads', 'gevent', 'eventlet'))
+def test_tasks_that_exit_become_dead_letters(
+    make_fleet: Callable[..., Fleet], keys: Keys, pool: str
+) -> None:
+    workers = make_fleet(options={'delivery_limit': 3})
+    app = workers.app()
+    workers.start(pool=pool, concurrency=1)
+    task(app, 'leave').apply_async()
+    wait_for(lambda: keys.client.zcard(f'{keys.prefix}:f:celery') == 1, WAIT, 'a dead letter')
+    assert [entry['deliveries'] for entry in workers.ledger.lines('ran')] == [1, 2, 3]
+    assert not keys.leased()
+    assert task(app, 'run', value='alive').apply_async().get(WAIT) == 'alive'
 
 
 def canvas(app: Celery) -> None:

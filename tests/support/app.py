@@ -88,6 +88,20 @@ def burn(self: Task, seconds: float, value: Any = None) -> Any:
 
 
 @app.task(bind=True)
+def converse(self: Task, value: Any) -> Any:
+    """Waits for a message that it has sent itself, as a task of a program on kombu may."""
+    note(self, 'ran', value=value)
+    with app.connection_for_write() as connection:
+        queue = connection.SimpleQueue(f'mail-{self.request.id}')
+        queue.put(value)
+        message = queue.get(timeout=10)
+        message.ack()
+        queue.close()
+        queue.queue.delete()
+        return message.payload
+
+
+@app.task(bind=True)
 def wait_for_file(self: Task, path: str, value: Any = None) -> Any:
     """Runs until the test makes the file."""
     note(self, 'started', value=value)
@@ -136,6 +150,12 @@ def die(self: Task) -> None:
     """Takes its pool process down."""
     note(self, 'ran')
     os._exit(7)
+
+
+@app.task(bind=True)
+def leave(self: Task) -> None:
+    note(self, 'ran')
+    raise SystemExit(3)
 
 
 @app.task(bind=True, rate_limit='10/s')
