@@ -158,10 +158,8 @@ def test_workers_notice_that_a_neighbour_is_silent(workers: Fleet) -> None:
 GROWING = ('prefork', 'gevent', 'eventlet')
 
 
-@pytest.mark.parametrize(
-    'pool',
-    ['prefork', *(pytest.param(pool, marks=matrix) for pool in ('threads', 'gevent', 'eventlet'))],
-)
+@matrix
+@pytest.mark.parametrize('pool', ['prefork', 'threads', 'gevent', 'eventlet'])
 def test_remote_control(workers: Fleet, tmp_path: Path, pool: str) -> None:
     app = workers.app()
     worker = workers.start('--prefetch-multiplier=2', pool=pool, concurrency=1)

@@ -214,7 +214,7 @@ def test_workers_that_stop_under_load_run_nothing_twice(workers: Fleet, pool: st
 # -- what tasks do ---------------------------------------------------------------
 
 
-@pytest.mark.parametrize('pool', POOLS)
+@by_default('threads', 'gevent', 'eventlet')
 def test_tasks_that_publish(make_fleet: Callable[..., Fleet], keys: Keys, pool: str) -> None:
     """The whole of what Celery builds from messages is in test_canvas; this runs everywhere."""
     workers = make_fleet()
