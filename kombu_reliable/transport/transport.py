@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import Any
 from urllib.parse import quote
 
@@ -10,6 +11,7 @@ import redis
 import redis.exceptions
 from kombu.transport import virtual
 
+from kombu_reliable import hooks
 from kombu_reliable.errors import ConnectionLost
 from kombu_reliable.options import Options
 from kombu_reliable.transport.channel import Channel
@@ -103,7 +105,7 @@ class Transport(virtual.Transport):
         return connection is self
 
     def drain_events(self, connection: Any, timeout: float | None = None) -> None:
-        self.reactor.drain(timeout)
+        self.reactor.drain(timeout, partial(hooks.stopping, self))
 
     def register_with_event_loop(self, connection: Any, loop: Any) -> None:
         self.reactor.register(loop)
