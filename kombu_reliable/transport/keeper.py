@@ -31,7 +31,7 @@ __all__ = ('Keeper', 'Posted', 'finish_settling')
 
 logger = logging.getLogger('kombu_reliable')
 
-#: How long a settlement may wait for the event loop before the keeper sends it.
+#: How often the keeper looks for settlements that wait.  Fresh ones are left to the event loop.
 PATIENCE = 0.05
 
 #: How long the event loop may take to read the answer, in seconds.
@@ -75,11 +75,13 @@ class Posted:
 
     Args:
         settlement: what is to be said.
+        since: when it was noted, on the monotonic clock.
         sent: the server may have seen it already.
         confirmed: it has answered.
     """
 
     settlement: Settlement
+    since: float
     sent: bool = False
     confirmed: bool = False
 
@@ -176,19 +178,28 @@ class Keeper:
         if held is None or held.settled:
             return
         held.settled = True
-        self._outbox.append(Posted(Settlement(verdict, held.queue, held.id, held.token, reason)))
+        settlement = Settlement(verdict, held.queue, held.id, held.token, reason)
+        self._outbox.append(Posted(settlement, time.monotonic()))
 
     @property
     def unsettled(self) -> bool:
         """Whether verdicts are waiting for their confirmation."""
         return any(held.settled for held in list(self._held.values()))
 
-    def collect(self, limit: int = SETTLE_LIMIT) -> list[Posted]:
-        """Takes settlements to send; each must come back through one of the next two calls."""
+    def collect(self, limit: int = SETTLE_LIMIT, waited: float = 0.0) -> list[Posted]:
+        """Takes settlements to send; each must come back through one of the next two calls.
+
+        Args:
+            limit: how many at most.
+            waited: only those that have waited for so many seconds.
+        """
         self._log.speak()
+        latest = time.monotonic() - waited
         posted: list[Posted] = []
         while len(posted) < limit:
             try:
+                if self._outbox[0].since > latest:
+                    break
                 posted.append(self._outbox.popleft())
             except IndexError:
                 break
@@ -270,7 +281,8 @@ class Keeper:
         while self._has_work() and not self._stopping:
             self._native.sleep(PATIENCE)
             # Each in a try of its own: a settlement that fails must not end leases.
-            errors = [error for step in (self._renew_if_due, self.flush) if (error := _try(step))]
+            steps = (self._renew_if_due, lambda: self.flush(PATIENCE / 2))
+            errors = [error for step in steps if (error := _try(step))]
             if errors:
                 self._failed(errors[0])
             else:
@@ -289,10 +301,10 @@ class Keeper:
                     return False
         return True
 
-    def flush(self) -> None:
-        """Sends what is in the outbox and waits for the answer."""
+    def flush(self, waited: float = 0.0) -> None:
+        """Sends what has waited in the outbox for so many seconds, and waits for the answer."""
         self._recall_overdue()
-        while posted := self.collect():
+        while posted := self.collect(waited=waited):
             try:
                 call = self._store.operations.settle([item.settlement for item in posted])
                 statuses = self._store.run(call)
