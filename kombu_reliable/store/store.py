@@ -83,7 +83,10 @@ class Store:
         with self.client.pipeline(transaction=False) as pipe:
             for script in all_scripts():
                 pipe.execute_command('SCRIPT', 'LOAD', script.text)
-            pipe.execute()
+            # Raised by redis-py, an error would quote the whole script.
+            for reply in pipe.execute(raise_on_error=False):
+                if isinstance(reply, Exception):
+                    raise reply
 
     def check_layout(self) -> None:
         """Raises :class:`LayoutError` if the data was written by an unknown version."""
