@@ -65,11 +65,13 @@ class Claimed:
         deliveries: the messages leased.
         left: claimable work is left in the queues that were asked.
         wake_in: seconds until this worker must claim again; None if others watch the clock.
+        problem: why a queue could not be read; the others were served all the same.
     """
 
     deliveries: tuple[Delivery, ...]
     left: bool
     wake_in: float | None
+    problem: str = ''
 
 
 @dataclass(frozen=True, slots=True)

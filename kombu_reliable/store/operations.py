@@ -75,18 +75,19 @@ class Operations:
         """Leases up to ``credit`` messages from ``queues``, asked in this order."""
 
         def decode(reply: Sequence[Any]) -> Claimed:
-            left, wake_in = reply[:2]
+            left, wake_in, *leased = reply
+            problem = leased.pop().decode(errors='replace') if len(leased) % 4 else ''
             deliveries = tuple(
                 Delivery(
-                    queue=queues[reply[at] - 1],
-                    id=reply[at + 1].decode(),
+                    queue=queues[leased[at] - 1],
+                    id=leased[at + 1].decode(errors='replace'),
                     token=f'{token}.{number}',
-                    deliveries=int(reply[at + 2]),
-                    envelope=_envelope(reply[at + 3]),
+                    deliveries=int(leased[at + 2]),
+                    envelope=_envelope(leased[at + 3]),
                 )
-                for number, at in enumerate(range(2, len(reply), 4), 1)
+                for number, at in enumerate(range(0, len(leased), 4), 1)
             )
-            return Claimed(deliveries, bool(left), None if wake_in < 0 else wake_in / 1e6)
+            return Claimed(deliveries, bool(left), None if wake_in < 0 else wake_in / 1e6, problem)
 
         options = self.options
         return self._call(

@@ -77,7 +77,9 @@ class Bell:
     def _rung(self, names: dict[bytes, str], reply: Any) -> None:
         self.rings_for = frozenset()
         if isinstance(reply, redis.exceptions.ResponseError):
-            raise translate(reply)
+            if 'WRONGTYPE' not in str(reply):
+                raise translate(reply)
+            reply = None  # foreign data instead of a marker; the next claim clears it away
         self._woken(None if reply is None else names[reply[0]])
 
     def silencer(self) -> Request:

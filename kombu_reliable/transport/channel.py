@@ -17,7 +17,6 @@ from kombu.transport import virtual
 from kombu.utils.scheduling import cycle_by_name
 
 from kombu_reliable import hooks
-from kombu_reliable.envelope import CorruptEnvelope
 from kombu_reliable.store import Store
 from kombu_reliable.store.operations import PUBLISH_LIMIT
 from kombu_reliable.transport.lanes import next_nonce
@@ -221,7 +220,8 @@ class Channel(virtual.Channel):
         """Makes the message; what cannot be read goes to the dead letters."""
         try:
             message = self.Message(payload(delivery), channel=self)
-        except CorruptEnvelope as error:
+        except Exception as error:
+            # Foreign data can upset any step.
             logger.error(
                 'message %s in queue %r cannot be read and becomes a dead letter: %s',
                 delivery.id, delivery.queue, error,
@@ -238,11 +238,12 @@ class Channel(virtual.Channel):
             return
         try:
             raw = open_envelope(sealed, queue, str(uuid.uuid4()), 1)
-        except CorruptEnvelope as error:
+            raw['properties']['delivery_info'] |= {'exchange': exchange, 'routing_key': routing_key}
+            message = self.Message(raw, channel=self)
+        except Exception as error:
             logger.error('message in exchange %r cannot be read: %s', exchange, error)
             return
-        raw['properties']['delivery_info'] |= {'exchange': exchange, 'routing_key': routing_key}
-        consumer.callback(self.Message(raw, channel=self))
+        consumer.callback(message)
 
     def basic_get(self, queue: str, no_ack: bool = False, **kwargs: Any) -> Any:
         """Takes one message, or None."""

@@ -23,6 +23,7 @@ from kombu_reliable.urls import ServerURL
 
 __all__ = ('Endpoint', 'endpoint_for')
 
+
 class Endpoint:
     """A server and namespace, its store and its keeper.
 

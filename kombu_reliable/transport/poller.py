@@ -8,6 +8,7 @@ pop to end.
 
 from __future__ import annotations
 
+import logging
 import secrets
 import time
 from collections import deque
@@ -23,7 +24,7 @@ from kombu_reliable.store.operations import RENEW_LIMIT
 from kombu_reliable.transport.bell import Bell
 from kombu_reliable.transport.endpoint import Endpoint
 from kombu_reliable.transport.line import LOST, Line, Request, must_answer
-from kombu_reliable.transport.reconnect import Reconnect
+from kombu_reliable.transport.reconnect import REPEAT_WARNING, Reconnect
 from kombu_reliable.types import Claimed, Delivery
 
 if TYPE_CHECKING:
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 __all__ = ('Poller',)
 
 T = TypeVar('T')
+
+logger = logging.getLogger('kombu_reliable')
 
 
 class Poller:
@@ -57,6 +60,7 @@ class Poller:
         self._bell = Bell(endpoint, self._woken)
         self._claiming = False
         self._due_at: float | None = None
+        self._next_complaint = 0.0
 
     # -- channels ----------------------------------------------------------------
 
@@ -220,6 +224,9 @@ class Poller:
                 self._ask([load, self._request(call, accept, abandon)])
             elif isinstance(reply, redis.exceptions.ResponseError):
                 abandon()
+                # What reconnecting cannot mend is said once: the shutdown that follows has no
+                # line on which it could meet it again.
+                self._drop_lines()
                 raise translate(reply)
             else:
                 accept(call.decode(reply))
@@ -277,11 +284,22 @@ class Poller:
                 self._inbox.append((channel, delivery))
             if not claimed.left:
                 self._hungry.discard(channel)
+        if claimed.problem:
+            self._complain(claimed.problem)
         wake_in = claimed.wake_in
         self._due_at = None if wake_in is None else time.monotonic() + wake_in
         if claimed.deliveries:
             # Whoever is busy with these must not be the one whom the server wakes.
             self._hush()
+
+    def _complain(self, problem: str) -> None:
+        now = time.monotonic()
+        if now >= self._next_complaint:
+            self._next_complaint = now + REPEAT_WARNING
+            logger.error(
+                'a queue cannot be read, a key holds foreign data: %s',
+                problem.partition(' script:')[0],
+            )
 
     def _claim_lost(self, owed: set[str]) -> None:
         self._claiming = False

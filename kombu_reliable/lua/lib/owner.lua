@@ -1,6 +1,6 @@
 -- Who holds a leased job: '<token>;<place in the ready queue>;<worker>'.
 local function owner_place(owner)
-  return string.match(owner, '^[^;]*;([^;]*)')
+  return string.match(owner, '^[^;]*;(%-?%d+);')
 end
 
 local function owned_by(owner, token)

@@ -14,10 +14,10 @@ local function promote(queue, now)
   end
   local sequence = redis.call('HINCRBY', META, 'seq', #ids) - #ids
   for i, id in ipairs(ids) do
-    local rank = tonumber(redis.call('GETRANGE', JOB .. id, 1, 3))
-    if rank then
-      redis.call('ZADD', READY .. queue, place(rank, sequence + i), id)
-    end
+    -- What is no record of ours becomes ready all the same: the claim sorts it out.
+    local rank = redis.pcall('GETRANGE', JOB .. id, 1, 3)
+    rank = type(rank) == 'string' and string.match(rank, '^%d%d%d$') or 0
+    redis.call('ZADD', READY .. queue, place(rank, sequence + i), id)
   end
   redis.call('ZREM', DELAYED .. queue, unpack(ids))
   return #ids

@@ -6,6 +6,7 @@
 -- Reply 1 if claimable work is left, when to claim again (us from now; -1: others watch),
 --       then per message: number of its queue (from 1), id, deliveries, record.
 --       The n-th message is leased under '<token>.<n>'.
+--       At the end, if a queue could not be read: the error.  The other queues are served.
 -- Cost  O(log n) per message; credit at most 100, upkeep of at most 8 queues a call
 -- @include clock
 -- @include layout
@@ -32,12 +33,19 @@ redis.call('DEL', unpack(markers))
 
 local hold = hear(now, tonumber(meta[2]), tonumber(meta[3]), lease)
 local alarmed = redis.call('ZRANGEBYSCORE', ALARMS, '-inf', now, 'LIMIT', 0, 8)
+local problem
+local broken = {}
 for _, queue in ipairs(alarmed) do
-  upkeep(queue, now, hold, retention)
+  local fine, error = pcall(upkeep, queue, now, hold, retention)
+  if not fine then
+    problem = error
+    redis.call('ZADD', ALARMS, now + lease, queue)
+  end
 end
 
 local reply = {0, -1}
 local delivered = 0
+local popped = {}
 
 -- Deliveries that ended without an outcome.  An owner that is still noted lost its lease.
 local function deliveries_before(id, record, owner)
@@ -48,11 +56,16 @@ local function deliveries_before(id, record, owner)
     end
     mark_extra(id)
   end
-  return redis.call('HINCRBY', EXTRA .. id, 'n', lost)
+  local before = redis.pcall('HINCRBY', EXTRA .. id, 'n', lost)
+  if type(before) == 'number' then
+    return before
+  end
+  redis.call('UNLINK', EXTRA .. id) -- foreign data
+  return lost
 end
 
 local function claim_from(number, queue)
-  local popped = redis.call('ZPOPMIN', READY .. queue, credit)
+  popped = redis.call('ZPOPMIN', READY .. queue, credit)
   if #popped == 0 then
     return
   end
@@ -88,15 +101,37 @@ local function claim_from(number, queue)
     end
   end
   if #owners > 0 then
-    redis.call('HSET', OWNERS, unpack(owners))
     redis.call('ZADD', LEASED .. queue, unpack(leases))
+    redis.call('HSET', OWNERS, unpack(owners))
     alarm_by(queue, now + lease)
+  end
+end
+
+-- Foreign data under the key of a queue must neither stop the others nor cost a message.
+local function claim_safely(number, queue)
+  local length, delivered_before, credit_before = #reply, delivered, credit
+  popped = {}
+  local fine, error = pcall(claim_from, number, queue)
+  if fine then
+    return
+  end
+  problem, delivered, credit = error, delivered_before, credit_before
+  broken[queue] = true
+  for i = #reply, length + 1, -1 do
+    reply[i] = nil
+  end
+  for i = 1, #popped, 2 do
+    redis.pcall('ZREM', LEASED .. queue, popped[i])
+    -- The one that was buried on the way stays where it is.
+    if type(redis.pcall('ZSCORE', DEAD .. queue, popped[i])) ~= 'string' then
+      redis.call('ZADD', READY .. queue, popped[i + 1], popped[i])
+    end
   end
 end
 
 for i = FIRST_QUEUE, #ARGV do
   if credit > 0 then
-    claim_from(i - FIRST_QUEUE + 1, ARGV[i])
+    claim_safely(i - FIRST_QUEUE + 1, ARGV[i])
   end
 end
 
@@ -105,7 +140,7 @@ if #alarmed > 0 then
   redis.call('DEL', unpack(markers))
 end
 for i = FIRST_QUEUE, #ARGV do
-  if redis.call('EXISTS', READY .. ARGV[i]) == 1 then
+  if not broken[ARGV[i]] and redis.call('EXISTS', READY .. ARGV[i]) == 1 then
     arm(ARGV[i])
     reply[1] = 1
   end
@@ -113,5 +148,8 @@ end
 local wake_at = keep_time(worker, now, head(ALARMS), meta[4], meta[5], lease)
 if wake_at then
   reply[2] = math.max(0, (wake_at - now) * 1000 - micros)
+end
+if problem then
+  reply[#reply + 1] = tostring(type(problem) == 'table' and problem.err or problem)
 end
 return reply

@@ -25,7 +25,7 @@ end
 enter_full_server()
 
 local function give_back(queue, id, at, counts)
-  redis.call('ZADD', READY .. queue, at, id)
+  redis.call('ZADD', READY .. queue, at or 0, id)
   if counts then
     mark_extra(id)
     redis.call('HINCRBY', EXTRA .. id, 'n', 1)
@@ -56,7 +56,9 @@ end
 
 local reply, fenced = {}, 0
 for i = 4, #ARGV, 5 do
-  local status = settle(ARGV[i], ARGV[i + 1], ARGV[i + 2], ARGV[i + 3], ARGV[i + 4])
+  -- Foreign data in one place must not keep the others from being settled.
+  local fine, status = pcall(settle, ARGV[i], ARGV[i + 1], ARGV[i + 2], ARGV[i + 3], ARGV[i + 4])
+  status = fine and status or 0
   reply[#reply + 1] = status
   if status == -1 then
     fenced = fenced + 1
