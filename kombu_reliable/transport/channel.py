@@ -17,6 +17,7 @@ from kombu.transport import virtual
 from kombu.utils.scheduling import cycle_by_name
 
 from kombu_reliable import hooks
+from kombu_reliable.errors import InvalidMessage
 from kombu_reliable.store import Store
 from kombu_reliable.store.operations import PUBLISH_LIMIT
 from kombu_reliable.transport.lanes import next_nonce
@@ -91,7 +92,7 @@ class Channel(virtual.Channel):
         """Publishes a message.
 
         Raises:
-            InvalidMessage: its priority, eta or delay makes no sense.
+            InvalidMessage: its address, priority, eta or delay makes no sense.
             ServerFull: the server has no memory left; nothing was stored.
             InconsistencyError: no queue is bound to the exchange.
         """
@@ -108,6 +109,8 @@ class Channel(virtual.Channel):
         )
 
     def _route(self, exchange: str, routing_key: str) -> list[str]:
+        if not exchange and not routing_key:
+            raise InvalidMessage('the message names neither an exchange nor a queue')
         return sorted(queue for queue in self._lookup(exchange, routing_key) if queue)
 
     def _publish(self, properties: dict[str, Any], messages: list[Outgoing]) -> None:
