@@ -7,7 +7,6 @@ URLs stand in ``test_urls.py``, options in ``test_options.py``, damage in Redis 
 from __future__ import annotations
 
 import contextlib
-import logging
 import math
 import socket
 import threading
@@ -300,9 +299,9 @@ def test_a_password_that_changes_under_a_connection(guarded: Server) -> None:
 
 
 def test_a_database_that_does_not_exist(server: Server) -> None:
-    with Connection(f'reliable+redis://127.0.0.1:{server.port}/99') as connection:
-        with pytest.raises(InvalidURL, match='a database that the server does not have'):
-            connection.connect()
+    connection = Connection(f'reliable+redis://127.0.0.1:{server.port}/99')
+    with pytest.raises(InvalidURL, match='a database that the server does not have'):
+        connection.connect()
 
 
 def test_options_are_checked_before_a_connection_is_made() -> None:
@@ -350,19 +349,16 @@ def old_server() -> Iterator[int]:
                         b'+PONG\r\n' if b'PING' in request else b'$%d\r\n%b\r\n' % (len(info), info)
                     )
 
-    thread = threading.Thread(target=serve, daemon=True)
-    thread.start()
+    threading.Thread(target=serve, daemon=True).start()
     yield listener.getsockname()[1]
     listener.shutdown(socket.SHUT_RDWR)
     listener.close()
-    thread.join(5)
 
 
 def test_an_old_server_is_refused(old_server: int) -> None:
-    with Connection(f'reliable+redis://127.0.0.1:{old_server}/0') as connection:
-        with pytest.raises(UnsupportedServer, match=r'Redis 5\.0\.0; at least 6\.2 is needed'):
-            connection.ensure_connection(max_retries=3)
-        connection.transport.endpoint.store.client.close()
+    connection = Connection(f'reliable+redis://127.0.0.1:{old_server}/0')
+    with pytest.raises(UnsupportedServer, match=r'Redis 5\.0\.0; at least 6\.2 is needed'):
+        connection.ensure_connection(max_retries=3)
 
 
 @pytest.mark.parametrize('policy', ['allkeys-lru', 'volatile-ttl', 'noeviction'])
@@ -370,11 +366,10 @@ def test_eviction_is_warned_about_once(
     server: Server, policy: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     with Server(server.binary, maxmemory_policy=policy) as own:
-        with caplog.at_level(logging.WARNING, logger='kombu_reliable'):
-            for lease in (1, 2, 3):
-                url = f'reliable+redis://127.0.0.1:{own.port}/0'
-                with Connection(url, transport_options={'lease': lease}) as connection:
-                    publish(connection)
+        for lease in (1, 2, 3):
+            url = f'reliable+redis://127.0.0.1:{own.port}/0'
+            with Connection(url, transport_options={'lease': lease}) as connection:
+                publish(connection)
     warnings = [record.getMessage() for record in caplog.records]
     if policy == 'noeviction':
         assert warnings == []
@@ -413,9 +408,9 @@ def test_data_of_the_future_is_refused_at_the_start(
     connection: Connection, future: Callable[[], None], url: str
 ) -> None:
     future()
-    with Connection(url, transport_options={'lease': 9}) as other:
-        with pytest.raises(LayoutError, match='layout 99, this version'):
-            other.connect()
+    other = Connection(url, transport_options={'lease': 9})
+    with pytest.raises(LayoutError, match='layout 99, this version'):
+        other.connect()
 
 
 def test_data_of_the_future_is_refused_by_each_operation(
