@@ -269,13 +269,14 @@ class Poller:
         owed = self._owed.intersection(queues)
         self._owed -= owed
         token = f'{self._worker}.{self._claims:x}'
+        asked_at = time.monotonic()
         return self._request(
             self._operations.claim(self._worker if self._channels else '', token, credit, queues),
-            lambda claimed: self._claimed(channel, claimed),
+            lambda claimed: self._claimed(channel, claimed, asked_at),
             lambda: self._claim_lost(owed),
         )
 
-    def _claimed(self, channel: Channel | None, claimed: Claimed) -> None:
+    def _claimed(self, channel: Channel | None, claimed: Claimed, asked_at: float) -> None:
         self._claiming = False
         self._endpoint.keeper.hold(claimed.deliveries)
         if channel is not None:
@@ -287,7 +288,9 @@ class Poller:
         if claimed.problem:
             self._complain(claimed.problem)
         wake_in = claimed.wake_in
-        self._due_at = None if wake_in is None else time.monotonic() + wake_in
+        # What leaves so much later than this claim did, arrives so much later than it did,
+        # however long the answer took to come and to be read.
+        self._due_at = None if wake_in is None else asked_at + wake_in
         if claimed.deliveries:
             # Whoever is busy with these must not be the one whom the server wakes.
             self._hush()

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.consumers import CLAIMS_BAR, measure
 from kombu_reliable.scripts import all_scripts
 from tests.support.proxy import Command, Proxy
 from tests.support.servers import Server
@@ -60,3 +61,17 @@ def test_idle_workers(
         for number in range(20):
             task(app, 'run', f'awake {number}').apply_async(ignore_result=True)
         crew.ledger.wait(40, 'ran')
+
+
+@pytest.mark.parametrize('messages', [100, pytest.param(200, marks=pytest.mark.matrix)])
+def test_delayed_messages_of_many_idle_consumers(url: str, messages: int) -> None:
+    """A due message wakes those who watch the clock, not everybody."""
+    figures = measure(url, consumers=30, messages=messages)
+    print(
+        f'{figures.claims_per_message:.2f} claims per message, '
+        f'lateness p50 {figures.late[messages // 2]:.1f} ms, p99 {figures.p99:.1f} ms'
+    )
+    assert len(figures.late) == messages
+    assert figures.claims_per_message <= CLAIMS_BAR
+    assert figures.late[0] > -1, 'early'
+    assert figures.p99 < 500, 'the bar is 10 ms, on a machine that does nothing else'
