@@ -197,7 +197,7 @@ def main() -> None:
     parser.add_argument('--json', action='store_true', help='print one JSON object')
     parser.add_argument(
         '--check', action='store_true',
-        help=f'fail if p99 > {LATENESS_BAR:g} ms or a message costs more than {CLAIMS_BAR:g} claims',
+        help=f'fail if p99 > {LATENESS_BAR:g} ms or above {CLAIMS_BAR:g} claims for a message',
     )  # fmt: skip
     parser.add_argument('--process', type=int, metavar='N', help=argparse.SUPPRESS)
     options = parser.parse_args()
