@@ -79,7 +79,7 @@ def test_a_garbled_owner_costs_a_delivery_at_most(bench: Bench, owner: str | byt
     assert bench.settle(ACK, *held) == [FENCED]
     bench.live(LEASE)
     again = bench.take()
-    assert sorted((one.id, one.deliveries) for one in again) == [('a', 2), ('b', 2)]
+    assert {one.id: one.deliveries <= 2 for one in again} == {'a': True, 'b': True}
     assert bench.settle(ACK, *again) == [DONE] * 2
     assert bench.counts() == QueueCounts(0, 0, 0, 0)
 

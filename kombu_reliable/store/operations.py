@@ -7,12 +7,14 @@ from typing import Any
 
 from kombu_reliable.keys import Keys
 from kombu_reliable.options import Options
-from kombu_reliable.scripts import Argument, Call, script
-from kombu_reliable.types import Claimed, Delivery, Outgoing, Settlement, Status
+from kombu_reliable.scripts import Call, script
+from kombu_reliable.types import Broadcast, Claimed, Delivery, Outgoing, Settlement, Status
+from kombu_reliable.wire import Argument
 
 __all__ = (
     'CLAIM_LIMIT',
     'PUBLISH_LIMIT',
+    'REFUSED',
     'RENEW_LIMIT',
     'SETTLE_LIMIT',
     'Operations',
@@ -23,6 +25,9 @@ PUBLISH_LIMIT = 200
 CLAIM_LIMIT = 100
 SETTLE_LIMIT = 300
 RENEW_LIMIT = 300
+
+#: What publish answers for a next run that is not its owner's any more.
+REFUSED = '!'
 
 # How a record begins, see lua/lib/record.lua.
 _QUEUE_LENGTH = slice(17, 21)
@@ -35,6 +40,13 @@ def _texts(reply: Sequence[bytes]) -> tuple[str, ...]:
 
 def _statuses(reply: Sequence[int]) -> tuple[Status, ...]:
     return tuple(Status(item) for item in reply)
+
+
+def _flat(settlements: Sequence[Settlement]) -> list[Argument]:
+    args: list[Argument] = []
+    for one in settlements:
+        args += [one.verdict.value, one.queue, one.id, one.token, one.reason]
+    return args
 
 
 def _envelope(record: bytes) -> bytes:
@@ -65,17 +77,27 @@ class Operations:
         return Call(script(name), self.keys.meta, args, decode, now)
 
     def publish(self, lane: str, first: int, messages: Sequence[Outgoing]) -> Call[tuple[str, ...]]:
-        """Stores messages; the value is the key of each, ``''`` if it was stored before."""
+        """Stores messages; the value is the key of each, ``''`` if it was stored before and
+        :data:`REFUSED` if it was refused."""
         args: list[Argument] = [lane, first]
-        for message in messages:
-            args += [message.id, message.queue, message.rank, message.due, message.envelope]
+        for one in messages:
+            args += [one.id, one.queue, one.rank, one.due, one.envelope, one.features]
         return self._call('publish', _texts, *args)
 
-    def claim(self, worker: str, token: str, credit: int, queues: Sequence[str]) -> Call[Claimed]:
-        """Leases up to ``credit`` messages from ``queues``, asked in this order."""
+    def claim(
+        self,
+        worker: str,
+        token: str,
+        credit: int,
+        queues: Sequence[str],
+        settlements: Sequence[Settlement] = (),
+    ) -> Call[Claimed]:
+        """Ends deliveries, then leases up to ``credit`` messages from ``queues`` in this order."""
+        first = 2 + len(settlements)
 
         def decode(reply: Sequence[Any]) -> Claimed:
-            left, wake_in, *leased = reply
+            left, wake_in = reply[:2]
+            statuses, leased = reply[2:first], list(reply[first:])
             problem = leased.pop().decode(errors='replace') if len(leased) % 4 else ''
             deliveries = tuple(
                 Delivery(
@@ -87,12 +109,14 @@ class Operations:
                 )
                 for number, at in enumerate(range(0, len(leased), 4), 1)
             )
-            return Claimed(deliveries, bool(left), None if wake_in < 0 else wake_in / 1e6, problem)
+            due = None if wake_in < 0 else wake_in / 1e6
+            return Claimed(deliveries, bool(left), due, _statuses(statuses), problem)
 
         options = self.options
         return self._call(
             'claim', decode, worker, token, self._lease, min(credit, CLAIM_LIMIT),
-            options.delivery_limit, self._retention, options.failed_limit, *queues,
+            options.delivery_limit, self._retention, options.failed_limit,
+            len(settlements), *_flat(settlements), *queues,
         )  # fmt: skip
 
     def renew(self, held: Sequence[tuple[str, str, str]]) -> Call[tuple[Status, ...]]:
@@ -102,21 +126,21 @@ class Operations:
 
     def settle(self, settlements: Sequence[Settlement]) -> Call[tuple[Status, ...]]:
         """Ends deliveries."""
-        args: list[Argument] = [self._retention, self.options.failed_limit]
-        for one in settlements:
-            args += [one.verdict.value, one.queue, one.id, one.token, one.reason]
-        return self._call('settle', _statuses, *args)
+        return self._call(
+            'settle', _statuses, self._retention, self.options.failed_limit, *_flat(settlements)
+        )
 
     def purge(self, queue: str) -> Call[int]:
         """Deletes a bounded number of waiting jobs; 0 when none is left."""
         return self._call('purge', int, queue)
 
-    def fanout(self, exchange: str, routing_key: str, envelope: bytes) -> Call[bool]:
+    def fanout(self, lane: str, number: int, one: Broadcast) -> Call[bool]:
         """Appends to the exchange's stream; False if nobody listens."""
         life = round(self.options.fanout_life * 1000)
         return self._call(
-            'fanout', bool, exchange, routing_key, envelope, self.options.fanout_maxlen, life
-        )
+            'fanout', bool, lane, number, one.exchange, one.routing_key, one.envelope,
+            self.options.fanout_maxlen, life,
+        )  # fmt: skip
 
     def listen(self, exchange: str, queue: str) -> Call[str]:
         """Enters ``queue`` as a listener; the value is the position to read from."""

@@ -131,6 +131,9 @@ class FanoutReceiver:
         except LOST as error:
             self._lose(error)
 
+    def flush(self) -> None:
+        """What comes this way has nothing to settle."""
+
     def receive(self, line: Line) -> None:
         try:
             line.receive()

@@ -2,10 +2,12 @@
 -- @include dead
 -- @include owner
 -- @include place
+-- @include record
 -- @include wake
 -- What time does to a queue: delayed jobs become ready, expired leases are taken back,
 -- old dead letters go.  Every step is bounded; what is left keeps its alarm.
 local STEP = 100
+local LOOK_AGAIN = 30000 -- ms
 
 local function promote(queue, now)
   local ids = redis.call('ZRANGEBYSCORE', DELAYED .. queue, '-inf', now, 'LIMIT', 0, STEP)
@@ -36,6 +38,8 @@ local function take_back(queue, now)
     local at = owners[i] and owner_place(owners[i])
       or place(0, redis.call('HINCRBY', META, 'seq', 1))
     redis.call('ZADD', READY .. queue, at, id)
+    -- Whoever claims it looks for the owner only of a job that is marked.
+    mark_extra(id)
   end
   redis.call('ZREM', LEASED .. queue, unpack(ids))
   redis.call('HINCRBY', META, 'expired', #ids)
@@ -75,4 +79,22 @@ local function upkeep(queue, now, hold, retention)
   else
     redis.call('ZREM', ALARMS, queue)
   end
+end
+
+local function next_alarm()
+  return head(ALARMS)
+end
+
+-- Does the upkeep of the queues whose alarm is due, and returns the time of the next alarm.
+-- A queue that cannot be read is left alone for a while; the error is returned.
+local function serve_alarms(now, hold, retention)
+  local problem
+  for _, queue in ipairs(redis.call('ZRANGEBYSCORE', ALARMS, '-inf', now, 'LIMIT', 0, 8)) do
+    local fine, error = pcall(upkeep, queue, now, hold, retention)
+    if not fine then
+      problem = error
+      redis.call('ZADD', ALARMS, now + LOOK_AGAIN, queue)
+    end
+  end
+  return next_alarm(), problem
 end
