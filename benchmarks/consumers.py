@@ -173,8 +173,9 @@ def measure(url: str, consumers: int, messages: int) -> Figures:
         counter = _ClaimCounter(connection.transport.endpoint.store.client)
         stack.enter_context(counter)
         rng, start = random.Random(1), time.time() + 1
-        for number in range(messages):
-            due = start + number * 0.02 + rng.random() * 0.01
+        moments = [start + number * 0.02 + rng.random() * 0.01 for number in range(messages)]
+        # In any order: one that is due sooner than all others must be noticed at once.
+        for due in rng.sample(moments, messages):
             producer.publish(
                 {'due': due}, routing_key=QUEUE, headers={'x-delay': 1000 * (due - time.time())}
             )
