@@ -90,8 +90,10 @@ def work(app: Celery, count: int) -> None:
 #: What docs/redis-keys.md says stays behind: bindings of queues that were declared for good,
 #: the memory of publishers, and an alarm until the first claim after its time.
 QUEUES = ('celery', 'other0', 'other1', 'other2')
-CONSTANTS = {KEYS.meta, KEYS.producers, KEYS.alarms, *map(KEYS.bindings, QUEUES)}
-FIELDS = set(b'v seq seen hold keeper deputy expired fenced trimmed'.split())
+NAMED = ('meta', 'pub', 'alarm', 'queues', 'fenced')
+CONSTANTS = {KEYS.meta.removesuffix('meta') + name for name in NAMED}
+CONSTANTS |= {KEYS.bindings(queue) for queue in QUEUES}
+FIELDS = set(b'v seq seen hold keeper deputy expired fenced trimmed routes'.split())
 LANES = 100
 
 
