@@ -140,3 +140,15 @@ def test_a_record_cut_at_any_length_becomes_a_dead_letter(bench: Bench, due: str
     for one in held:
         with pytest.raises(CorruptEnvelope):
             payload(one)
+
+
+def test_foreign_data_in_place_of_the_dead_letters_loses_no_message(bench: Bench) -> None:
+    bench.put('a', 'b')
+    bench.client.set(bench.keys.dead('q'), 'foreign')
+    held = bench.take()
+    assert bench.settle(FAIL, *held) == [DONE] * 2
+    again = bench.take()
+    assert [(one.id, one.deliveries) for one in again] == [('a', 2), ('b', 2)]
+    bench.client.delete(bench.keys.dead('q'))
+    assert bench.settle(FAIL, *again) == [DONE] * 2
+    assert bench.counts() == QueueCounts(0, 0, 0, 2)
