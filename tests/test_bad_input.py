@@ -396,6 +396,15 @@ def test_a_full_server_refuses_a_publish_and_goes_on(server: Server) -> None:
             assert take(connection).payload == 7
 
 
+@pytest.mark.parametrize('limit', [1, 2, 3])
+def test_few_connections_are_enough(url: str, limit: int) -> None:
+    with Connection(url, transport_options={'max_connections': limit}) as connection:
+        for body in range(3):
+            publish(connection, body)
+            assert connection.default_channel.queue_declare('q').message_count == 1
+            assert take(connection).payload == body
+
+
 # -- data of another version -----------------------------------------------------
 
 
