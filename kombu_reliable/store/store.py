@@ -134,7 +134,13 @@ class Store:
     # -- bindings ----------------------------------------------------------------
 
     def bind(self, exchange: str, binding: str) -> None:
-        self.client.sadd(self.keys.bindings(exchange), binding)
+        key = self.keys.bindings(exchange)
+        try:
+            self.client.sadd(key, binding)
+        except redis.exceptions.OutOfMemoryError as error:
+            # A worker declares what is there already, and must be able to start.
+            if not self.client.sismember(key, binding):
+                raise translate(error) from error
 
     def unbind(self, exchange: str, binding: str) -> None:
         self.client.srem(self.keys.bindings(exchange), binding)

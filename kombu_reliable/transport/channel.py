@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from kombu.exceptions import InconsistencyError
+from kombu.exceptions import InconsistencyError, OperationalError
 from kombu.transport import virtual
 from kombu.utils.scheduling import cycle_by_name
 
@@ -23,6 +23,7 @@ from kombu_reliable.transport.line import LOST
 from kombu_reliable.transport.messages import envelope, open_envelope, outgoing, payload
 from kombu_reliable.transport.publisher import Item, PublishBatch, publish
 from kombu_reliable.transport.qos import LeaseQoS
+from kombu_reliable.transport.received import Message
 from kombu_reliable.types import Broadcast, Delivery
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ class Consumer:
 class Channel(virtual.Channel):
     """A channel over leased delivery."""
 
+    Message = Message
     QoS = LeaseQoS
     supports_fanout = True
     #: Bodies travel as the bytes that they are.
@@ -90,7 +92,21 @@ class Channel(virtual.Channel):
             Fenced: it is the next run of a job that was taken from its owner.
             InconsistencyError: no queue is bound to the exchange.
         """
-        publish(self.store, message['properties'], self.prepare(message, exchange, routing_key))
+        items = self.prepare(message, exchange, routing_key)
+        if self.endpoint.must_not_wait and any(isinstance(item, Broadcast) for item in items):
+            self._broadcast_once(message['properties'], items)
+        else:
+            publish(self.store, message['properties'], items)
+
+    def _broadcast_once(self, properties: dict[str, Any], items: list[Item]) -> None:
+        """Celery's heartbeat has kombu try again for ever, in the event loop: no task would run
+        until then."""
+        if self.endpoint.bereft:
+            raise OperationalError(f'{self.endpoint.url} is away')
+        try:
+            publish(self.store, properties, items)
+        except LOST as error:
+            raise OperationalError(str(error)) from error
 
     def prepare(self, message: Mapping[str, Any], exchange: str, routing_key: str) -> list[Item]:
         """What a message becomes: one job per queue, or an entry of an exchange's stream."""
@@ -168,7 +184,7 @@ class Channel(virtual.Channel):
         self.connection.poller.flush()
 
     def _release_unstarted(self, queue: str | None = None) -> None:
-        tags = self.qos.tags
+        tags = self.qos.unbegun
         if queue is not None:
             tags = frozenset(tag for tag in tags if self.keeper.queue_of(tag) == queue)
         for tag in tags - hooks.started(tags):

@@ -31,6 +31,7 @@ class LeaseQoS:
         self.prefetch_count = prefetch_count or 0
         self._tags: set[str] = set()
         self._waiting: set[str] = set()
+        self._begun: set[str] = set()
 
     def can_consume(self) -> bool:
         """Whether the channel may hold one more message.
@@ -47,6 +48,7 @@ class LeaseQoS:
         for tag in self._tags.copy():
             if not self.channel.keeper.holds(tag):
                 self._tags.discard(tag)
+                self._begun.discard(tag)
 
     def can_consume_max_estimate(self) -> int | None:
         if self.prefetch_count:
@@ -88,6 +90,16 @@ class LeaseQoS:
     def handed_out(self, delivery_tag: str) -> None:
         self._waiting.discard(delivery_tag)
 
+    def begin(self, delivery_tag: str) -> None:
+        """Notes that the work has started: however it ends, this delivery counts."""
+        if delivery_tag in self._tags:
+            self._begun.add(delivery_tag)
+
+    @property
+    def unbegun(self) -> frozenset[str]:
+        """The tags of what was delivered, and not begun as far as is known here."""
+        return self.tags - self._begun
+
     def ack(self, delivery_tag: str) -> None:
         self._settle(delivery_tag, Verdict.ACK)
 
@@ -107,6 +119,7 @@ class LeaseQoS:
     def _settle(self, delivery_tag: str, verdict: Verdict, reason: str = '') -> None:
         self._tags.discard(delivery_tag)
         self._waiting.discard(delivery_tag)
+        self._begun.discard(delivery_tag)
         self.channel.keeper.settle(delivery_tag, verdict, reason)
         self.channel.nudge()
 
