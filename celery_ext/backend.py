@@ -33,7 +33,7 @@ class ReliableBackend(RedisBackend):
         self._server = parse_url(url or 'reliable://')
         super().__init__(url=f'redis://localhost/{self._server.db}', **kwargs)
         self._adopt_server()
-        self.url = self._server.format(self._server.password)
+        self.url = self._server.format(self._server.password, secrets=True)
 
     def _adopt_server(self) -> None:
         """Replaces the address that the base class was given by the real one."""

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from kombu_reliable.errors import InvalidOption
+from kombu_reliable.masking import SECRETS, unmask, unmask_secrets
 
 __all__ = ('Options',)
 
@@ -58,6 +59,9 @@ KOMBU_OPTIONS = frozenset(
         'client_properties',
     ]
 )
+
+#: Times and numbers beyond this are mistakes, and would not be exact in milliseconds.
+LARGEST = 1e10
 
 _warned: set[frozenset[str]] = set()
 
@@ -132,6 +136,10 @@ class Options:
             'socket_timeout', 'socket_connect_timeout',
         ):  # fmt: skip
             _require(getattr(self, name) > 0, name, getattr(self, name), 'greater than 0')
+        for entry in fields(self):
+            value = getattr(self, entry.name)
+            if isinstance(value, (int, float)):
+                _require(value <= LARGEST, entry.name, value, f'at most {LARGEST:.0f}')
 
     @classmethod
     def parse(cls, given: Mapping[str, Any]) -> Options:
@@ -144,7 +152,8 @@ class Options:
         known = {entry.name: entry for entry in fields(cls)}
         values: dict[str, Any] = {}
         stock: set[str] = set()
-        for name, value in given.items():
+        for name, masked in given.items():
+            name, value = str(name), unmask(masked)
             if name in known:
                 values[name] = _convert(name, value, known[name].type)
             elif name.startswith('ssl_'):
@@ -193,6 +202,13 @@ def _flag(value: Any) -> bool:
     return bool(value)
 
 
+def _tls_settings(value: Any) -> dict[str, Any] | None:
+    """``True`` stands for TLS with its defaults."""
+    if isinstance(value, Mapping):
+        return unmask_secrets(value)
+    return {} if _flag(value) else None
+
+
 def _convert(name: str, value: Any, kind: Any) -> Any:
     """Converts what a URL can only say as text."""
     kind = str(kind)
@@ -207,9 +223,11 @@ def _convert(name: str, value: Any, kind: Any) -> Any:
             return _flag(value)
         if kind.startswith('str') and not isinstance(value, str):
             raise TypeError(value)
-    except (TypeError, ValueError):
-        shown = '**' if name == 'password' else repr(value)
+        if name == 'ssl':
+            return _tls_settings(value)
+    except (TypeError, ValueError, OverflowError):
+        shown = '**' if name in SECRETS else repr(value)
         raise InvalidOption(
-            f'transport option {name}={shown} is not a {kind.split(" ")[0]}'
+            f'transport option {name}={shown} is not a {kind.split(" ")[0].split("[")[0]}'
         ) from None
     return value

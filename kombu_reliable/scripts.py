@@ -125,6 +125,11 @@ def translate(error: redis.exceptions.ResponseError) -> Exception:
     text = str(error)
     if text.startswith('KRLAYOUT '):
         return LayoutError(text.partition(' ')[2].partition(' script:')[0])
+    if 'WRONGTYPE' in text:
+        return LayoutError(
+            'a key of this namespace holds the data of another program; find it, or choose another '
+            f'database or global_keyprefix ({text.partition(" script:")[0]})'
+        )
     if isinstance(error, redis.exceptions.OutOfMemoryError) or 'OOM command' in text:
         return ServerFull(
             'the server has reached its maxmemory and refused to store a message; '

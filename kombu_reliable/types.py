@@ -93,12 +93,14 @@ class Claimed:
         left: claimable work is left in the queues that were asked.
         wake_in: seconds until this worker must claim again; None if others watch the clock.
         statuses: what became of the settlements that came with the claim.
+        problem: why a queue could not be read; the others were served all the same.
     """
 
     deliveries: tuple[Delivery, ...]
     left: bool
     wake_in: float | None
     statuses: tuple[Status, ...] = ()
+    problem: str = ''
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
 from kombu_reliable.errors import InvalidURL
+from kombu_reliable.masking import MASK, SECRETS
 
 __all__ = ('ALIASES', 'SCHEMES', 'ServerURL', 'parse_url')
 
@@ -27,6 +28,9 @@ SCHEMES: dict[str, str] = {
 ALIASES = ('reliable', *(f'reliable+{scheme}' for scheme in SCHEMES))
 
 _PLANNED = frozenset({'sentinel', 'cluster'})
+
+#: What no name of a host contains.
+_NOT_IN_HOSTS = frozenset(' \t,;"\'<>\\^`{|}')
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,11 +66,19 @@ class ServerURL:
         return SCHEMES[self.scheme]
 
     def __str__(self) -> str:
-        return self.format(password='**' if self.password else None)
+        return self.format(password=MASK if self.password else None)
 
-    def format(self, password: str | None) -> str:
-        """Spells the URL with the given password, or without one."""
-        query = {name: '**' if name == 'password' else text for name, text in self.query.items()}
+    def format(self, password: str | None, *, secrets: bool = False) -> str:
+        """Spells the URL with the given password, or without one.
+
+        Args:
+            password: what to write as the password.
+            secrets: spell the secrets of the query as well; they are masked otherwise.
+        """
+        query = {
+            name: MASK if name in SECRETS and not secrets else text
+            for name, text in self.query.items()
+        }
         if self.kind in ('tcp', 'tls'):
             host = f'[{self.host}]' if ':' in self.host else self.host
             location = f'{host}:{self.port}/{self.db}'
@@ -102,8 +114,10 @@ def parse_url(url: str) -> ServerURL:
     if scheme == 'reliable':
         scheme = 'redis'
     if not separator or scheme not in SCHEMES:
+        # Without a scheme the text may hold anything, even a password.
+        what = repr(scheme) if separator else 'what stands there'
         raise InvalidURL(
-            f'{scheme!r} is no scheme of this transport; '
+            f'{what} is no scheme of this transport; '
             f'write one of {", ".join(f"reliable+{name}://" for name in SCHEMES)}'
         )
     if scheme in _PLANNED:
@@ -113,26 +127,36 @@ def parse_url(url: str) -> ServerURL:
         )
     try:
         parts = urlsplit(f'http://{rest}')
-        port = parts.port or 6379
-    except ValueError as error:
-        raise InvalidURL(f'broken {scheme} URL: {_harmless(error)}') from None
+        host = unquote(parts.hostname or '')
+        port = parts.port
+    except ValueError:
+        # The error of urllib quotes what it could not read, perhaps a part of a password.
+        raise InvalidURL(_what_is_wrong(scheme, rest)) from None
+    if port == 0 or parts.fragment or not _NOT_IN_HOSTS.isdisjoint(host):
+        raise InvalidURL(_what_is_wrong(scheme, rest))
     query = dict(parse_qsl(parts.query, keep_blank_values=True))
     path = unquote(parts.path)
     kind = SCHEMES[scheme]
     db_text = query.pop('db', None) or query.pop('virtual_host', None)
     if kind in ('tcp', 'tls'):
-        db_text = path.strip('/') or db_text
+        in_path = path.strip('/')
+        if '@' in in_path:
+            raise InvalidURL(_what_is_wrong(scheme, rest))
+        if in_path and db_text and in_path != db_text:
+            raise InvalidURL(f'the URL names two databases, {in_path!r} and {db_text!r}')
+        db_text = in_path or db_text
         path = ''
     elif kind == 'unix' and not path.strip('/'):
         raise InvalidURL('a unix URL names its socket: reliable+unix:///path/to/redis.sock')
+    username, password = query.pop('username', None), query.pop('password', None)
     return ServerURL(
         scheme=scheme,
-        host=unquote(parts.hostname or '') or ('localhost' if kind in ('tcp', 'tls') else ''),
-        port=port,
+        host=host or ('localhost' if kind in ('tcp', 'tls') else ''),
+        port=port or 6379,
         path=path.rstrip('/') if kind == 'embedded' else path,
         db=_database(db_text),
-        username=unquote(parts.username) if parts.username else None,
-        password=unquote(parts.password) if parts.password else None,
+        username=unquote(parts.username) if parts.username else username,
+        password=unquote(parts.password) if parts.password else password,
         query=query,
     )
 
@@ -140,11 +164,21 @@ def parse_url(url: str) -> ServerURL:
 def _database(text: str | None) -> int:
     if not text:
         return 0
-    if not text.isdecimal():
+    if not text.isdecimal() or len(text) > 9:
         raise InvalidURL(f'the database in the URL is {text!r}, not a number: use /0, /1, ...')
     return int(text)
 
 
-def _harmless(error: ValueError) -> str:
-    """urllib quotes what it could not read, and that may be part of a password."""
-    return 'the port is not a number' if 'ort' in str(error) else 'it cannot be parsed'
+def _what_is_wrong(scheme: str, rest: str) -> str:
+    """Says what urllib could not read, without quoting any of it."""
+    location = rest.partition('/')[0].rpartition('@')[2]
+    if ',' in location:
+        return (
+            f'the {scheme} URL names several hosts; write one URL for each and separate the '
+            "URLs with ';'"
+        )
+    return (
+        f'broken {scheme} URL: a host, a port from 1 to 65535 and a database are expected, as in '
+        f'reliable+{scheme}://:password@host:6379/0; special characters of a password are '
+        'percent-encoded (/ is %2F, # is %23, ? is %3F, ; is %3B, @ is %40)'
+    )

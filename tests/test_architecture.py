@@ -14,7 +14,7 @@ PACKAGE = ROOT / 'kombu_reliable'
 
 #: Imports go from a later layer to an earlier one, or stay inside their own.
 LAYERS = (
-    {'errors', 'wire', 'types', 'hooks'},
+    {'errors', 'masking', 'wire', 'types', 'hooks'},
     {'keys', 'options', 'urls', 'envelope', 'registration', 'embedded_watcher'},
     {'scripts', 'embedded'},
     {'client', 'store'},

@@ -44,6 +44,14 @@ def test_what_a_url_says_as_text_is_converted() -> None:
         ({'global_keyprefix': 'a{b}'}, 'without braces'),
         ({'socket_keepalive': 'perhaps'}, 'is not a bool'),
         ({'socket_timeout': 0}, 'greater than 0'),
+        ({'socket_timeout': None}, 'is not a float'),
+        ({'lease': 'nan'}, 'at least 0.5'),
+        ({'lease': 'inf'}, 'at most'),
+        ({'failed_retention': 1e300}, 'at most'),
+        ({'failed_limit': float('inf')}, 'is not a int'),
+        ({'ssl': 'x'}, 'is not a Mapping'),
+        ({3: 4}, "unknown transport option '3'"),
+        ({'passwort': 'geheim'}, "did you mean 'password'"),
     ],
 )
 def test_a_wrong_option_is_named(given: dict[str, Any], words: str) -> None:

@@ -23,7 +23,9 @@ from kombu_reliable.urls import SCHEMES
         ('reliable+embedded:///var/data/', 'reliable+embedded:///var/data'),
         ('reliable+embedded://', 'reliable+embedded://'),
         ('reliable+fakeredis://mine', 'reliable+fakeredis://mine'),
-        ('reliable://h/0?password=x', 'reliable+redis://h:6379/0?password=**'),
+        ('reliable://h/0?password=x', 'reliable+redis://:**@h:6379/0'),
+        ('reliable://h?username=u&password=x&lease=3', 'reliable+redis://u:**@h:6379/0?lease=3'),
+        ('reliable://h?ssl_password=x', 'reliable+redis://h:6379/0?ssl_password=**'),
     ],
 )
 def test_a_url_is_printed_in_full_and_masked(url: str, expected: str) -> None:
@@ -42,12 +44,31 @@ def test_the_password_is_decoded() -> None:
 @pytest.mark.parametrize(
     ('url', 'words'),
     [
-        ('reliable+amqp://h', 'no scheme of this transport'),
+        ('reliable+amqp://h', "'amqp' is no scheme of this transport"),
         ('nonsense', 'no scheme of this transport'),
-        ('reliable+redis://h:port/0', 'port is not a number'),
-        ('reliable+redis://:secret@h:70000/0', 'port is not a number'),
+        ('user:secret@host', 'no scheme of this transport'),
+        ('reliable+redis://h:port/0', 'a port from 1 to 65535'),
+        ('reliable+redis://:secret@h:70000/0', 'a port from 1 to 65535'),
+        ('reliable+redis://h:0/0', 'a port from 1 to 65535'),
+        ('reliable+redis://h:-1/0', 'a port from 1 to 65535'),
+        ('reliable+redis://[::1/0', 'broken redis URL'),
+        ('reliable+redis://h h/0', 'broken redis URL'),
+        ('reliable+redis://{h}/0', 'broken redis URL'),
+        ('reliable+redis://h/0#secret', '# is %23'),
+        ('reliable+redis://:sec#ret@h/0', '# is %23'),
+        ('reliable+redis://:sec/ret@h/0', '/ is %2F'),
+        ('reliable+redis://sec/ret@h/0', '/ is %2F'),
+        ('reliable+redis://:sec?ret@h/0', r'\? is %3F'),
+        ('reliable+redis://u:sec[ret@h/0', 'percent-encoded'),
+        ('reliable+redis://:secret@h1,h2/0', "separate the URLs with ';'"),
+        ('reliable+rediss://:secret@h1:1,h2:2/0', "separate the URLs with ';'"),
         ('reliable+redis://h/first', "'first', not a number"),
+        ('reliable+redis://h/-1', "'-1', not a number"),
+        ('reliable+redis://h/0/1', "'0/1', not a number"),
+        ('reliable+redis://h/99999999999999999999', 'not a number'),
+        ('reliable+redis://h/1?db=2', 'two databases'),
         ('reliable+unix://', 'names its socket'),
+        ('reliable+unix:///s?db=x', "'x', not a number"),
         ('reliable+sentinel://h/0?master=m', 'not supported yet'),
         ('reliable+cluster://h', 'not supported yet'),
     ],
@@ -55,6 +76,22 @@ def test_the_password_is_decoded() -> None:
 def test_a_bad_url_is_one_clear_error(url: str, words: str) -> None:
     with pytest.raises(InvalidURL, match=words) as error:
         parse_url(url)
+    for part in ('secret', 'sec', 'ret@'):
+        assert part not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    'url', ['reliable+redis://', 'reliable+redis:///0', 'reliable+redis://:6379/0', 'redis://h:/']
+)
+def test_what_a_url_leaves_out_has_its_default(url: str) -> None:
+    parsed = parse_url(url)
+    assert (parsed.host in ('localhost', 'h'), parsed.port, parsed.db) == (True, 6379, 0)
+
+
+def test_a_bad_alternate_is_an_error_at_once() -> None:
+    connection = Connection('reliable+redis://h;reliable+redis://:secret@h2:port')
+    with pytest.raises(InvalidURL, match='a port') as error:
+        connection.connect()
     assert 'secret' not in str(error.value)
 
 

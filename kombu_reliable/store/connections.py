@@ -52,7 +52,16 @@ class Connections:
 
     def give_back(self, connection: Connection) -> None:
         """Takes back a connection that has answered all that it was asked."""
-        self._used.append((time.monotonic(), connection))
+        if 2 * len(self._used) >= self._pool.max_connections - 1:
+            # The pool lends to others as well, and must not be empty for our convenience.
+            self._pool.release(connection)
+        else:
+            self._used.append((time.monotonic(), connection))
+
+    def __del__(self) -> None:
+        if os.getpid() == self._pid:
+            for _, connection in self._used:
+                self._pool.release(connection)
 
     def give_back_broken(self, connection: Connection) -> None:
         """Takes back a connection on which an answer may still be under way."""

@@ -102,18 +102,20 @@ class Operations:
 
         def decode(reply: Sequence[Any]) -> Claimed:
             left, wake_in = reply[:2]
+            statuses, leased = reply[2:first], list(reply[first:])
+            problem = leased.pop().decode(errors='replace') if len(leased) % 4 else ''
             deliveries = tuple(
                 Delivery(
-                    queue=queues[reply[at] - 1],
-                    id=reply[at + 1].decode(),
+                    queue=queues[leased[at] - 1],
+                    id=leased[at + 1].decode(errors='replace'),
                     token=f'{token}.{number}',
-                    deliveries=int(reply[at + 2]),
-                    envelope=_envelope(reply[at + 3]),
+                    deliveries=int(leased[at + 2]),
+                    envelope=_envelope(leased[at + 3]),
                 )
-                for number, at in enumerate(range(first, len(reply), 4), 1)
+                for number, at in enumerate(range(0, len(leased), 4), 1)
             )
             due = None if wake_in < 0 else wake_in / 1e6
-            return Claimed(deliveries, bool(left), due, _statuses(reply[2:first]))
+            return Claimed(deliveries, bool(left), due, _statuses(statuses), problem)
 
         options = self.options
         return self._call(

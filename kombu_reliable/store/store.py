@@ -88,7 +88,10 @@ class Store:
         with self.client.pipeline(transaction=False) as pipe:
             for script in all_scripts():
                 pipe.execute_command('SCRIPT', 'LOAD', script.text)
-            pipe.execute()
+            # Raised by redis-py, an error would quote the whole script.
+            for reply in pipe.execute(raise_on_error=False):
+                if isinstance(reply, Exception):
+                    raise reply
 
     def check_layout(self) -> None:
         """Raises :class:`LayoutError` if the data was written by an unknown version."""
@@ -107,7 +110,12 @@ class Store:
         with self.client.pipeline(transaction=False) as pipe:
             for spell in (keys.ready, keys.delayed, keys.leased, keys.dead):
                 pipe.zcard(spell(queue))
-            return QueueCounts(*pipe.execute())
+            replies = pipe.execute(raise_on_error=False)
+        for reply in replies:
+            if isinstance(reply, Exception) and 'WRONGTYPE' not in str(reply):
+                raise reply
+        # Foreign data is nothing of ours to be counted.
+        return QueueCounts(*(reply if isinstance(reply, int) else 0 for reply in replies))
 
     def purge(self, queue: str, progress: Callable[[int], None] | None = None) -> int:
         """Deletes everything that waits in a queue, ready and delayed.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -38,6 +39,7 @@ class Bell:
         self._reconnect = Reconnect(endpoint, 'wake-up')
         self._sleep = min(LONGEST_SLEEP, endpoint.options.lease / 3)
         self._connection_id = 0
+        self._silenced_at = -SLACK
         self.line: Line | None = None
         #: The queues for which it waits; empty while it is silent.
         self.rings_for: frozenset[str] = frozenset()
@@ -77,11 +79,16 @@ class Bell:
     def _rung(self, names: dict[bytes, str], reply: Any) -> None:
         self.rings_for = frozenset()
         if isinstance(reply, redis.exceptions.ResponseError):
-            raise translate(reply)
+            if 'WRONGTYPE' not in str(reply):
+                raise translate(reply)
+            reply = None  # foreign data instead of a marker; the next claim clears it away
+        elif reply is None and time.monotonic() - self._silenced_at < SLACK:
+            return  # ended by ourselves, which is no reason to look
         self._woken(None if reply is None else names[reply[0]])
 
     def silencer(self) -> Request:
         """What ends the wait, sent on another connection."""
+        self._silenced_at = time.monotonic()
         return Request(('CLIENT', 'UNBLOCK', self._connection_id))
 
     def receive(self) -> None:

@@ -17,7 +17,7 @@ from kombu.transport import virtual
 from kombu.utils.scheduling import cycle_by_name
 
 from kombu_reliable import hooks
-from kombu_reliable.envelope import CorruptEnvelope
+from kombu_reliable.errors import InvalidMessage
 from kombu_reliable.store import Store
 from kombu_reliable.transport.line import LOST
 from kombu_reliable.transport.messages import envelope, open_envelope, outgoing, payload
@@ -87,7 +87,7 @@ class Channel(virtual.Channel):
         """Publishes a message.
 
         Raises:
-            InvalidMessage: its priority, eta or delay makes no sense.
+            InvalidMessage: its address, priority, eta or delay makes no sense.
             ServerFull: the server has no memory left; nothing was stored.
             Fenced: it is the next run of a job that was taken from its owner.
             InconsistencyError: no queue is bound to the exchange.
@@ -124,6 +124,8 @@ class Channel(virtual.Channel):
         return PublishBatch(self, max_size)
 
     def _route(self, exchange: str, routing_key: str) -> list[str]:
+        if not exchange and not routing_key:
+            raise InvalidMessage('the message names neither an exchange nor a queue')
         return sorted(queue for queue in self._lookup(exchange, routing_key) if queue)
 
     # -- consuming ---------------------------------------------------------------
@@ -217,7 +219,8 @@ class Channel(virtual.Channel):
         """Makes the message; what cannot be read goes to the dead letters."""
         try:
             message = self.Message(payload(delivery), channel=self)
-        except CorruptEnvelope as error:
+        except Exception as error:
+            # Foreign data can upset any step.
             logger.error(
                 'message %s in queue %r cannot be read and becomes a dead letter: %s',
                 delivery.id, delivery.queue, error,
@@ -234,11 +237,12 @@ class Channel(virtual.Channel):
             return
         try:
             raw = open_envelope(sealed, queue, str(uuid.uuid4()), 1)
-        except CorruptEnvelope as error:
+            raw['properties']['delivery_info'] |= {'exchange': exchange, 'routing_key': routing_key}
+            message = self.Message(raw, channel=self)
+        except Exception as error:
             logger.error('message in exchange %r cannot be read: %s', exchange, error)
             return
-        raw['properties']['delivery_info'] |= {'exchange': exchange, 'routing_key': routing_key}
-        consumer.callback(self.Message(raw, channel=self))
+        consumer.callback(message)
 
     def basic_get(self, queue: str, no_ack: bool = False, **kwargs: Any) -> Any:
         """Takes one message, or None."""

@@ -12,18 +12,17 @@ import redis
 import redis.exceptions
 
 from kombu_reliable.client import connect_client, open_connection
-from kombu_reliable.errors import AccessRefused, UnsupportedServer
+from kombu_reliable.errors import AccessRefused, InvalidURL
 from kombu_reliable.keys import Keys
 from kombu_reliable.options import Options
+from kombu_reliable.scripts import translate
 from kombu_reliable.store import Operations, Store
+from kombu_reliable.transport.examination import examine
 from kombu_reliable.transport.keeper import Keeper
 from kombu_reliable.transport.line import REFUSALS, Line, ServerLine, SimulatedLine
 from kombu_reliable.urls import ServerURL
 
 __all__ = ('Endpoint', 'endpoint_for')
-
-OLDEST_REDIS = (6, 2)
-OLDEST_VALKEY = (7, 2)
 
 
 class Endpoint:
@@ -87,6 +86,7 @@ class Endpoint:
             AccessRefused: wrong password or missing rights.
             UnsupportedServer: the server is too old.
             LayoutError: the data is of another version.
+            InvalidURL: the server has no database of that number.
             redis.exceptions.ConnectionError: nobody answers; waiting may help.
         """
         try:
@@ -94,25 +94,16 @@ class Endpoint:
                 self.store.client.ping()
                 return
             if self.url.kind != 'fakeredis':
-                _check_version(self.store.client)
+                examine(self.store.client, self.url)
             self.store.check_layout()
             self.store.load_scripts()
             self._verified = True
         except REFUSALS as error:
             raise AccessRefused(f'{self.url} refuses access: {error}') from None
-
-
-def _check_version(client: redis.Redis) -> None:
-    info = client.info('server')
-    if 'valkey_version' in info:
-        name, version, oldest = 'Valkey', info['valkey_version'], OLDEST_VALKEY
-    else:
-        name, version, oldest = 'Redis', info['redis_version'], OLDEST_REDIS
-    numbers = tuple(int(part) for part in str(version).split('.')[:2])
-    if numbers < oldest:
-        raise UnsupportedServer(
-            f'the server is {name} {version}; at least {".".join(map(str, oldest))} is needed'
-        )
+        except redis.exceptions.ResponseError as error:
+            if 'DB index' not in str(error):
+                raise translate(error) from None
+            raise InvalidURL(f'{self.url} names a database that the server does not have') from None
 
 
 _endpoints: weakref.WeakValueDictionary[object, Endpoint] = weakref.WeakValueDictionary()

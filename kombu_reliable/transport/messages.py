@@ -38,12 +38,20 @@ def outgoing(
     """Prepares a message for one queue.
 
     Raises:
-        InvalidMessage: priority, eta or ``x-delay`` make no sense.
+        InvalidMessage: its id, queue, priority, eta or ``x-delay`` makes no sense.
     """
     headers = dict(message['headers'])
-    if len(queue.encode()) > LONGEST_QUEUE_NAME:
+    identity = _identity(headers)
+    try:
+        length = len(queue.encode())
+        identity.encode()
+    except UnicodeEncodeError:
+        raise InvalidMessage(
+            'half a character in the id of a task or the name of a queue'
+        ) from None
+    if length > LONGEST_QUEUE_NAME:
         raise InvalidMessage(f'the name of a queue has at most {LONGEST_QUEUE_NAME} bytes')
-    job = pack_id(_identity(headers))
+    job = pack_id(identity)
     return Outgoing(
         id=job,
         run=_run(headers.get(TOKEN_HEADER), job),

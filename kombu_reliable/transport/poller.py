@@ -8,6 +8,7 @@ pop to end.
 
 from __future__ import annotations
 
+import logging
 import secrets
 import time
 from collections import deque
@@ -25,7 +26,7 @@ from kombu_reliable.transport.bell import Bell
 from kombu_reliable.transport.endpoint import Endpoint
 from kombu_reliable.transport.keeper import Posted
 from kombu_reliable.transport.line import LOST, Line, Request, must_answer
-from kombu_reliable.transport.reconnect import Reconnect
+from kombu_reliable.transport.reconnect import REPEAT_WARNING, Reconnect
 from kombu_reliable.types import Claimed, Delivery
 
 if TYPE_CHECKING:
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
 __all__ = ('Poller',)
 
 T = TypeVar('T')
+
+logger = logging.getLogger('kombu_reliable')
 
 #: How often a full consumer is asked whether it has room again, in seconds.  Whoever makes room
 #: mostly says so; this is for those who do not.
@@ -63,6 +66,7 @@ class Poller:
         self._bell = Bell(endpoint, self._woken)
         self._claiming = False
         self._due_at: float | None = None
+        self._next_complaint = 0.0
 
     # -- channels ----------------------------------------------------------------
 
@@ -229,6 +233,9 @@ class Poller:
                 self._ask([load, self._request(call, accept, abandon)])
             elif isinstance(reply, redis.exceptions.ResponseError):
                 abandon()
+                # What reconnecting cannot mend is said once: the shutdown that follows has no
+                # line on which it could meet it again.
+                self._drop_lines()
                 raise translate(reply)
             else:
                 accept(call.decode(reply))
@@ -274,13 +281,16 @@ class Poller:
         worker = self._worker if self._channels else ''
         posted = self._endpoint.keeper.collect(CLAIM_LIMIT)
         settlements = [item.settlement for item in posted]
+        asked_at = time.monotonic()
         return self._request(
             self._operations.claim(worker, token, credit, queues, settlements),
-            lambda claimed: self._claimed(channel, claimed, posted),
+            lambda claimed: self._claimed(channel, claimed, posted, asked_at),
             lambda: self._claim_lost(owed, posted),
         )
 
-    def _claimed(self, channel: Channel | None, claimed: Claimed, posted: list[Posted]) -> None:
+    def _claimed(
+        self, channel: Channel | None, claimed: Claimed, posted: list[Posted], asked_at: float
+    ) -> None:
         self._claiming = False
         self._endpoint.keeper.confirmed(posted, claimed.statuses)
         self._endpoint.keeper.hold(claimed.deliveries)
@@ -290,11 +300,24 @@ class Poller:
                 self._inbox.append((channel, delivery))
             if not claimed.left:
                 self._hungry.discard(channel)
+        if claimed.problem:
+            self._complain(claimed.problem)
         wake_in = claimed.wake_in
-        self._due_at = None if wake_in is None else time.monotonic() + wake_in
+        # What leaves so much later than this claim did, arrives so much later than it did,
+        # however long the answer took to come and to be read.
+        self._due_at = None if wake_in is None else asked_at + wake_in
         if claimed.deliveries:
             # Whoever is busy with these must not be the one whom the server wakes.
             self._hush()
+
+    def _complain(self, problem: str) -> None:
+        now = time.monotonic()
+        if now >= self._next_complaint:
+            self._next_complaint = now + REPEAT_WARNING
+            logger.error(
+                'a queue cannot be read, a key holds foreign data: %s',
+                problem.partition(' script:')[0],
+            )
 
     def _claim_lost(self, owed: set[str], posted: list[Posted]) -> None:
         self._claiming = False

@@ -13,7 +13,7 @@ from kombu_reliable.errors import AccessRefused
 from kombu_reliable.transport.endpoint import Endpoint
 from kombu_reliable.transport.line import LOST, REFUSALS, Line
 
-__all__ = ('Reconnect',)
+__all__ = ('REPEAT_WARNING', 'Reconnect')
 
 logger = logging.getLogger('kombu_reliable')
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -10,9 +11,11 @@ from urllib.parse import quote
 import redis
 import redis.exceptions
 from kombu.transport import virtual
+from kombu.utils.url import maybe_sanitize_url
 
 from kombu_reliable import hooks
 from kombu_reliable.errors import ConnectionLost
+from kombu_reliable.masking import SECRETS, Masked, mask_secrets, unmask
 from kombu_reliable.options import Options
 from kombu_reliable.transport.channel import Channel
 from kombu_reliable.transport.endpoint import endpoint_for
@@ -148,14 +151,17 @@ def _tls_of(client: Any) -> dict[str, Any]:
 def _adopt(client: Any) -> ServerURL:
     """Reads a connection's URL and normalises the connection.
 
-    Afterwards the password stands in ``client.password`` alone, where kombu and Celery mask
-    it, and the alternates survive kombu's ``switch``.
+    kombu and Celery print, log and send around what a connection is made of.  Afterwards the
+    password stands in ``client.password`` alone, which they mask, every other secret is masked
+    by us, and the alternates survive kombu's ``switch``.
     """
     url = parse_url(_spelled(client))
+    secrets = {name: url.query[name] for name in url.query if name in SECRETS}
     url = replace(
         url,
         username=url.username or client.userid or None,
         password=url.password or client.password or None,
+        query={name: text for name, text in url.query.items() if name not in secrets},
     )
     client.uri_prefix = 'reliable'
     client.transport_cls = 'reliable'
@@ -163,7 +169,11 @@ def _adopt(client: Any) -> ServerURL:
     client.userid, client.password = url.username, url.password
     client.virtual_host = str(url.db)
     client.port = url.port if url.kind in ('tcp', 'tls') else None
-    _protect_alternates(client)
+    client.transport_options = mask_secrets({**(client.transport_options or {}), **secrets})
+    if isinstance(client.ssl, dict):
+        client.ssl = mask_secrets(client.ssl)
+    if client.alt and not isinstance(client.cycle, _Alternates):
+        client.cycle = _Alternates(client)
     return url
 
 
@@ -171,7 +181,7 @@ def _spelled(client: Any) -> str:
     hostname = client.hostname or ''
     if '://' in hostname:
         return str(hostname)
-    # kombu's ``switch`` takes alternates apart; ``_protect_alternates`` saved their query.
+    # kombu's ``switch`` takes alternates apart; ``_Alternates`` saved their query.
     scheme = str(client.transport_cls).removeprefix('reliable').removeprefix('+') or 'redis'
     user = ''
     if client.userid or client.password:
@@ -181,14 +191,35 @@ def _spelled(client: Any) -> str:
     return f'{scheme}://{user}{hostname}{port}/{path.lstrip("/")}'
 
 
-def _protect_alternates(client: Any) -> None:
-    """kombu hands each part of an alternate's query to a function that knows none of them.
+class _Alternates:
+    """The turns of a connection's failover URLs.
 
-    Written as part of the path, the query comes back in one piece.
+    kombu shows the list that a connection holds, so only masked URLs stay there, and the turns
+    yield the real ones.
+
+    kombu hands each part of a URL's query to a function that knows none of them.  Written as
+    part of the path, the query comes back in one piece.
+
+    Raises:
+        InvalidURL: an alternate makes no sense; better said now than in an outage.
     """
-    if not client.alt or not any('?' in alternate for alternate in client.alt):
-        return
-    client.alt = [alternate.replace('?', '%3F') for alternate in client.alt]
-    current = client.failover_strategy(client.alt)
-    next(current)
-    client.cycle = current
+
+    def __init__(self, client: Any) -> None:
+        urls = [str(unmask(alternate)) for alternate in client.alt]
+        client.alt = [Masked(_shown(url), url) for url in urls]
+        self._turns: Iterator[str] = client.failover_strategy(
+            [url.replace('?', '%3F') for url in urls]
+        )
+        next(self._turns)
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        return next(self._turns)
+
+
+def _shown(url: str) -> str:
+    if url.startswith('reliable'):
+        return str(parse_url(url))
+    return str(maybe_sanitize_url(url))

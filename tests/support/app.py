@@ -68,6 +68,11 @@ def run(self: Task, value: Any = None) -> Any:
     return value
 
 
+@app.task
+def measure(text: str) -> int:
+    return len(text)
+
+
 @app.task(bind=True)
 def sleep(self: Task, seconds: float, value: Any = None) -> Any:
     note(self, 'started', value=value)

@@ -12,7 +12,10 @@ end
 
 local function bury(queue, id, reason, now, keep)
   redis.call('ZADD', DEAD .. queue, now, id)
-  redis.call('HSET', EXTRA .. id, 'reason', reason)
+  if type(redis.pcall('HSET', EXTRA .. id, 'reason', reason)) == 'table' then
+    redis.call('UNLINK', EXTRA .. id) -- foreign data
+    redis.call('HSET', EXTRA .. id, 'reason', reason)
+  end
   mark_extra(id)
   local excess = redis.call('ZCARD', DEAD .. queue) - keep
   if excess > 0 then

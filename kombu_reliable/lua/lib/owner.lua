@@ -4,7 +4,7 @@ local function owner_token(owner)
 end
 
 local function owner_place(owner)
-  return string.match(owner, '^[^;]*;([^;]*)')
+  return string.match(owner, '^[^;]*;(%-?%d+);')
 end
 
 local function owned_by(owner, token)

@@ -7,9 +7,10 @@
 local RECORD_HEAD = 21
 
 local function mark_extra(id)
-  -- Only what is there: SETRANGE would make a broken record of a missing one.
+  -- Only what is there: SETRANGE would make a broken record of a missing one.  Foreign data
+  -- in the place of a record is left alone.
   if redis.call('EXISTS', JOB .. id) == 1 then
-    redis.call('SETRANGE', JOB .. id, 0, 'x')
+    redis.pcall('SETRANGE', JOB .. id, 0, 'x')
   end
 end
 

@@ -16,8 +16,8 @@ local function fence(token, now)
 end
 
 local function has_next_run(id, token)
-  local past = redis.call('HGET', EXTRA .. id, 'p')
-  return past and string.find(past, token .. ';', 1, true)
+  local past = redis.pcall('HGET', EXTRA .. id, 'p')
+  return type(past) == 'string' and string.find(past, token .. ';', 1, true)
 end
 
 local function is_fenced(token)

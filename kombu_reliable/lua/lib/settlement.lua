@@ -12,17 +12,20 @@
 local SETTLEMENT = 5
 
 local function unlease(queue, ids)
-  if redis.call('ZREM', LEASED .. queue, unpack(ids)) < #ids then
+  local removed = redis.pcall('ZREM', LEASED .. queue, unpack(ids))
+  if type(removed) ~= 'number' or removed < #ids then
     -- Their leases had ended, but nobody has claimed them since.
-    redis.call('ZREM', READY .. queue, unpack(ids))
+    redis.pcall('ZREM', READY .. queue, unpack(ids))
   end
 end
 
 local function give_back(queue, id, at, counts)
-  redis.call('ZADD', READY .. queue, at, id)
+  redis.call('ZADD', READY .. queue, at or 0, id)
   if counts then
     mark_extra(id)
-    redis.call('HINCRBY', EXTRA .. id, 'n', 1)
+    if type(redis.pcall('HINCRBY', EXTRA .. id, 'n', 1)) == 'table' then
+      redis.call('UNLINK', EXTRA .. id) -- foreign data
+    end
   end
   arm(queue)
 end
@@ -76,12 +79,14 @@ local function settle(first, last, now, retention, keep, reply)
     redis.call('UNLINK', unpack(doomed))
   end
   for _, other in ipairs(others) do
-    local verdict, queue, id, at, reason = unpack(other)
-    if verdict == 'fail' then
-      bury(queue, id, reason, now, keep)
+    local verdict, queue, id, at, reason = other[1], other[2], other[3], other[4], other[5]
+    if verdict ~= 'fail' then
+      give_back(queue, id, at, verdict == 'requeue')
+    elseif pcall(bury, queue, id, reason, now, keep) then
       alarm_by(queue, now + retention + 1)
     else
-      give_back(queue, id, at, verdict == 'requeue')
+      -- Foreign data where the dead letters should be: the message must not be lost.
+      give_back(queue, id, at, true)
     end
   end
   if fenced > 0 then

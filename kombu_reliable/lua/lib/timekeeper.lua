@@ -16,7 +16,7 @@ end
 -- not heard of for longer than an idle worker sleeps.
 local function take_post(field, post, worker, now, due, lease)
   local holder, at, since = post_fields(post)
-  local vacant = not holder or holder == worker or at > due or at < now - GRACE
+  local vacant = not (holder and at and since) or holder == worker or at > due or at < now - GRACE
     or now - since > lease / 2
   if not vacant then
     return false

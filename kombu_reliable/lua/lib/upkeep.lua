@@ -7,6 +7,7 @@
 -- What time does to a queue: delayed jobs become ready, expired leases are taken back,
 -- old dead letters go.  Every step is bounded; what is left keeps its alarm.
 local STEP = 100
+local LOOK_AGAIN = 30000 -- ms
 
 local function promote(queue, now)
   local ids = redis.call('ZRANGEBYSCORE', DELAYED .. queue, '-inf', now, 'LIMIT', 0, STEP)
@@ -15,10 +16,10 @@ local function promote(queue, now)
   end
   local sequence = redis.call('HINCRBY', META, 'seq', #ids) - #ids
   for i, id in ipairs(ids) do
-    local rank = tonumber(redis.call('GETRANGE', JOB .. id, 1, 3))
-    if rank then
-      redis.call('ZADD', READY .. queue, place(rank, sequence + i), id)
-    end
+    -- What is no record of ours becomes ready all the same: the claim sorts it out.
+    local rank = redis.pcall('GETRANGE', JOB .. id, 1, 3)
+    rank = type(rank) == 'string' and string.match(rank, '^%d%d%d$') or 0
+    redis.call('ZADD', READY .. queue, place(rank, sequence + i), id)
   end
   redis.call('ZREM', DELAYED .. queue, unpack(ids))
   return #ids
@@ -85,9 +86,15 @@ local function next_alarm()
 end
 
 -- Does the upkeep of the queues whose alarm is due, and returns the time of the next alarm.
+-- A queue that cannot be read is left alone for a while; the error is returned.
 local function serve_alarms(now, hold, retention)
+  local problem
   for _, queue in ipairs(redis.call('ZRANGEBYSCORE', ALARMS, '-inf', now, 'LIMIT', 0, 8)) do
-    upkeep(queue, now, hold, retention)
+    local fine, error = pcall(upkeep, queue, now, hold, retention)
+    if not fine then
+      problem = error
+      redis.call('ZADD', ALARMS, now + LOOK_AGAIN, queue)
+    end
   end
-  return next_alarm()
+  return next_alarm(), problem
 end

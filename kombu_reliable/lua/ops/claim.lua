@@ -8,6 +8,7 @@
 --       one status per settlement,
 --       then per message: number of its queue (from 1), id, deliveries, record.
 --       The n-th message is leased under '<token>.<n>'.
+--       At the end, if a queue could not be read: the error.  The other queues are served.
 -- Cost  O(log n) per message; credit at most 100, upkeep of at most 8 queues a call
 -- @include clock
 -- @include layout
@@ -34,11 +35,13 @@ settle(FIRST_SETTLEMENT, FIRST_QUEUE - 1, now, retention, keep, reply)
 
 local hold = hear(now, tonumber(meta[2]), tonumber(meta[3]), lease)
 local due = next_alarm()
+local problem
 if due and due <= now then
-  due = serve_alarms(now, hold, retention)
+  due, problem = serve_alarms(now, hold, retention)
 end
 
 local delivered = 0
+local popped = {}
 
 -- Deliveries that ended without an outcome.  An owner that is still noted lost its lease, and
 -- loses the job by this claim.
@@ -47,15 +50,20 @@ local function deliveries_before(id, record)
     return 0
   end
   local owner = redis.call('HGET', OWNERS, id)
-  if not owner then
-    return tonumber(redis.call('HGET', EXTRA .. id, 'n')) or 0
+  if owner then
+    fence(owner_token(owner), now)
   end
-  fence(owner_token(owner), now)
-  return redis.call('HINCRBY', EXTRA .. id, 'n', 1)
+  local before = owner and redis.pcall('HINCRBY', EXTRA .. id, 'n', 1)
+    or redis.pcall('HGET', EXTRA .. id, 'n')
+  if type(before) == 'table' then
+    redis.call('UNLINK', EXTRA .. id) -- foreign data
+    return owner and 1 or 0
+  end
+  return tonumber(before) or 0
 end
 
 local function claim_from(number, queue)
-  local popped = redis.call('ZPOPMIN', READY .. queue, credit)
+  popped = redis.call('ZPOPMIN', READY .. queue, credit)
   if #popped == 0 then
     return
   end
@@ -91,19 +99,39 @@ local function claim_from(number, queue)
     end
   end
   if #owners > 0 then
-    redis.call('HSET', OWNERS, unpack(owners))
     redis.call('ZADD', LEASED .. queue, unpack(leases))
+    redis.call('HSET', OWNERS, unpack(owners))
     alarm_by(queue, now + lease)
     due = sooner(due, now + lease)
   end
 end
 
+-- Foreign data under a key of a queue must neither stop the others nor cost a message.
+local function claim_safely(number, queue)
+  local length, delivered_before, credit_before = #reply, delivered, credit
+  popped = {}
+  local fine, error = pcall(claim_from, number, queue)
+  if fine then
+    return true
+  end
+  problem, delivered, credit = error, delivered_before, credit_before
+  for i = #reply, length + 1, -1 do
+    reply[i] = nil
+  end
+  for i = 1, #popped, 2 do
+    redis.pcall('ZREM', LEASED .. queue, popped[i])
+    -- The one that was buried on the way stays where it is.
+    if type(redis.pcall('ZSCORE', DEAD .. queue, popped[i])) ~= 'string' then
+      redis.call('ZADD', READY .. queue, popped[i + 1], popped[i])
+    end
+  end
+  return false
+end
+
 for i = FIRST_QUEUE, #ARGV do
   local queue = ARGV[i]
-  if credit > 0 then
-    claim_from(i - FIRST_QUEUE + 1, queue)
-  end
-  if redis.call('EXISTS', READY .. queue) == 1 then
+  local fine = credit <= 0 or claim_safely(i - FIRST_QUEUE + 1, queue)
+  if fine and redis.call('EXISTS', READY .. queue) == 1 then
     arm(queue)
     reply[1] = 1
   else
@@ -114,5 +142,8 @@ end
 local wake_at = keep_time(worker, now, due, meta[4], meta[5], lease)
 if wake_at then
   reply[2] = math.max(0, (wake_at - now) * 1000 - micros)
+end
+if problem then
+  reply[#reply + 1] = tostring(type(problem) == 'table' and problem.err or problem)
 end
 return reply

@@ -34,6 +34,8 @@ end
 
 local reply = {}
 for i = 3, #ARGV, 3 do
-  reply[#reply + 1] = renew(ARGV[i], ARGV[i + 1], ARGV[i + 2])
+  -- Foreign data in one place must not keep the others from being renewed.
+  local fine, status = pcall(renew, ARGV[i], ARGV[i + 1], ARGV[i + 2])
+  reply[#reply + 1] = fine and status or 0
 end
 return reply
