@@ -943,6 +943,12 @@ def one_call_of_each(operations: Operations) -> Iterator[Call[Any]]:
     yield operations.purge('q')
     yield operations.fanout('x', 'key', b'hello')
     yield operations.listen('x', 'one')
+    yield operations.declare('q', 1000)
+    yield operations.bind('x', '["a","q"]', 'q')
+    yield operations.unbind('x', '["a","q"]', 'q')
+    yield operations.attend('q', 'c')
+    yield operations.leave('q', 'c')
+    yield operations.delete('q')
 
 
 def test_each_operation_refuses_data_of_another_version(bench: Bench) -> None:

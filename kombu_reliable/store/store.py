@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
 import redis
@@ -118,19 +118,46 @@ class Store:
                 progress(total)
         return total
 
+    def knows(self, queue: str) -> bool:
+        """Whether a queue was declared, or holds anything."""
+        keys = self.keys
+        held = [spell(queue) for spell in (keys.ready, keys.delayed, keys.leased, keys.dead)]
+        with self.client.pipeline(transaction=False) as pipe:
+            pipe.sismember(keys.queues, queue)
+            pipe.exists(*held)
+            pipe.hmget(keys.life(queue), 'life', 'gone')
+            declared, holds, (life, gone) = pipe.execute()
+        return bool(declared or holds or (life is not None and gone is None))
+
+    def delete(self, queue: str, bindings: Iterable[tuple[str, str]] = (), **spare: bool) -> bool:
+        """Deletes a queue, its bindings and what waits in it.
+
+        Args:
+            queue: its name.
+            bindings: exchange and binding, as far as the caller knows them.
+            spare: ``if_unused``, ``if_empty``, see :meth:`.Operations.delete`.
+
+        Returns:
+            Whether it was deleted.
+        """
+        if self.run(self.operations.delete(queue, bindings, **spare)) < 0:
+            return False
+        self.purge(queue)
+        return True
+
     # -- bindings ----------------------------------------------------------------
 
-    def bind(self, exchange: str, binding: str) -> None:
-        self.client.sadd(self.keys.bindings(exchange), binding)
-
-    def unbind(self, exchange: str, binding: str) -> None:
-        self.client.srem(self.keys.bindings(exchange), binding)
-
     def bindings(self, exchange: str) -> list[str]:
+        """What is bound to an exchange."""
         members: Any = self.client.smembers(self.keys.bindings(exchange))
         return sorted(member.decode() for member in members)
 
+    def knows_exchange(self, exchange: str) -> bool:
+        """Whether anybody has bound a queue to it, or listens to it."""
+        keys = self.keys
+        return bool(self.client.exists(keys.bindings(exchange), keys.listeners(exchange)))
+
     # -- fanout ------------------------------------------------------------------
 
-    def stop_listening(self, exchange: str, queue: str) -> None:
-        self.client.zrem(self.keys.listeners(exchange), queue)
+    def stop_listening(self, exchange: str, listener: str) -> None:
+        self.client.zrem(self.keys.listeners(exchange), listener)

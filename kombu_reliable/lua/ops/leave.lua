@@ -1,0 +1,30 @@
+-- Leave: a consumer ends in good order.
+--
+-- ARGV  now | '', queue, consumer
+-- Reply 1 if it was the last one and the queue went with it, else 0
+-- Cost  deletes at most 200 jobs; what is left goes with the next claims
+-- @include clock
+-- @include layout
+-- @include room
+-- @include lifetime
+local version = redis.call('HGET', META, 'v')
+if foreign(version) then
+  return refuse(version)
+end
+local queue, consumer = ARGV[2], ARGV[3]
+local record = read_life(queue)
+if not record or record.gone then
+  return 0
+end
+enter_full_server()
+local now = clock()
+if redis.call('ZREM', ATTENDANCE .. queue, consumer) == 0 then
+  return 0
+end
+redis.call('HSET', LIFE .. queue, 'used', now)
+if record.auto and (attended_until(queue) or 0) <= now then
+  sweep(queue, record, now)
+  return 1
+end
+watch_life(queue)
+return 0
