@@ -15,6 +15,7 @@ from kombu_reliable.errors import AccessRefused, UnsupportedServer
 from kombu_reliable.keys import Keys
 from kombu_reliable.options import Options
 from kombu_reliable.store import Operations, Store
+from kombu_reliable.transport.attendance import Attendance
 from kombu_reliable.transport.keeper import Keeper
 from kombu_reliable.transport.line import REFUSALS, Line, ServerLine, SimulatedLine
 from kombu_reliable.urls import ServerURL
@@ -48,6 +49,10 @@ class Endpoint:
         # A client of its own: the keeper must not wait for publishers' connections.
         url, options, operations = self.url, self.options, self.operations
         return Keeper(lambda: Store(connect_client(url, options), operations), options.lease)
+
+    @cached_property
+    def attendance(self) -> Attendance:
+        return Attendance(self.store)
 
     def open_line(self, connect_timeout: float | None = None) -> Line:
         """Opens a connection for the event loop."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import replace
 from typing import Any
 from urllib.parse import quote
@@ -14,8 +15,10 @@ from kombu_reliable.errors import ConnectionLost
 from kombu_reliable.options import Options
 from kombu_reliable.transport.channel import Channel
 from kombu_reliable.transport.endpoint import endpoint_for
-from kombu_reliable.transport.fanout import FanoutReceiver
+from kombu_reliable.transport.fanout import FanoutBinding, FanoutReceiver
+from kombu_reliable.transport.line import LOST
 from kombu_reliable.transport.poller import Poller
+from kombu_reliable.transport.queues import Lifetime
 from kombu_reliable.transport.reactor import Reactor
 from kombu_reliable.urls import ServerURL, parse_url
 
@@ -72,8 +75,11 @@ class Transport(virtual.Transport):
             # A server inside this process has nothing that an event loop could wait for.
             self.implements = self.implements.extend(asynchronous=False)
         super().__init__(client, **kwargs)
-        #: queue -> exchange, routing key and position at the time of the binding.
-        self.fanout_bindings: dict[str, tuple[str, str, str]] = {}
+        self.fanout_bindings: dict[str, FanoutBinding] = {}
+        #: How the queues that were declared here are to live.
+        self.lifetimes: dict[str, Lifetime] = {}
+        #: Types of exchanges that others have declared.
+        self.exchange_kinds: dict[str, str] = {}
         self.poller = Poller(self.endpoint)
         self.fanout = FanoutReceiver(self.endpoint)
         self.reactor = Reactor([self.fanout, self.poller])
@@ -112,12 +118,19 @@ class Transport(virtual.Transport):
         for channel in list(self.channels):
             channel.close()
         self.poller.close()
+        for queue, binding in self.fanout_bindings.items():
+            with contextlib.suppress(*LOST):  # the entry ends by itself
+                self.fanout.stop_listening(binding.exchange, queue)
         self.fanout.close()
+        self.endpoint.attendance.leave_all(self)
         self.reactor.close()
 
     def _collect(self, connection: Any) -> None:
         """Forgets without a word to the server: in a forked child its sockets are not ours."""
+        attendance = self.endpoint.attendance
+        attendance.drop(self)
         for channel in self.channels:
+            attendance.drop(channel)
             channel.closed = True
         self.channels.clear()
         self.poller.forget()

@@ -16,5 +16,6 @@ redis.call('ZREMRANGEBYSCORE', key, '-inf', '(' .. now)
 redis.call('PEXPIRE', key, ARGV[5])
 -- The entry has a life of its own: the queue holds nothing that could outlive it.
 redis.call('DEL', LIFE .. ARGV[4], ATTENDANCE .. ARGV[4])
+redis.call('SREM', QUEUES, ARGV[4])
 local last = redis.call('XREVRANGE', FANOUT .. ARGV[2], '+', '-', 'COUNT', 1)
 return last[1] and last[1][1] or '0-0'
