@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from kombu.exceptions import ChannelError, InconsistencyError
 from kombu.transport import virtual
+from kombu.transport.base import to_rabbitmq_queue_arguments
 from kombu.transport.virtual.base import queue_declare_ok_t
 from kombu.transport.virtual.exchange import ExchangeType
 from kombu.utils.uuid import uuid
@@ -201,6 +202,11 @@ class QueueChannel(virtual.Channel):
             if lifetime.limited and queue in channel.consumed:
                 self._attend(queue, channel)
         return queue_declare_ok_t(queue, waiting, 0)
+
+    def prepare_queue_arguments(self, arguments: Any, **kwargs: Any) -> dict[str, Any]:
+        """``Queue(expires=...)`` and its like as the arguments that AMQP calls ``x-...``."""
+        prepared: dict[str, Any] = to_rabbitmq_queue_arguments(arguments, **kwargs)
+        return prepared
 
     def _attend(self, queue: str, holder: Any) -> None:
         self.endpoint.attendance.enter(queue, holder, self._declaration(queue))

@@ -71,16 +71,20 @@ class Receiver:
     """Consumes a queue and keeps what it gets."""
 
     def __init__(
-        self, connection: Connection, *names: str, prefetch: int = 10, no_ack: bool = False
+        self, connection: Connection, *queues: str | Queue, prefetch: int = 10, no_ack: bool = False
     ) -> None:
         self.channel = connection.channel()
         self.messages: list[Any] = []
         self.consumer = Consumer(
-            self.channel, [Queue(name) for name in names or ('q',)], no_ack=no_ack,
+            self.channel, [self._queue(queue) for queue in queues or ('q',)], no_ack=no_ack,
             on_message=self.messages.append, accept=['json', 'text/plain'],
         )  # fmt: skip
         self.consumer.qos(prefetch_count=prefetch)
         self.consumer.consume()
+
+    @staticmethod
+    def _queue(queue: str | Queue) -> Queue:
+        return Queue(queue) if isinstance(queue, str) else queue
 
     @property
     def bodies(self) -> list[Any]:
