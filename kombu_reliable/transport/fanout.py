@@ -36,6 +36,9 @@ LONGEST_READ = 25.0
 SLACK = 1.0
 BATCH = 100
 
+#: What is skipped within such a time is one line in the log.
+GATHER = 0.2
+
 BEGINNING = '0-0'
 
 
@@ -117,6 +120,7 @@ class FanoutReceiver:
         #: Exchanges of which more was there than one read takes.
         self._behind: set[str] = set()
         self._skipped: Counter[str] = Counter()
+        self._report_at = 0.0
 
     # -- subscriptions -----------------------------------------------------------
 
@@ -170,6 +174,8 @@ class FanoutReceiver:
         if not self._subscriptions:
             return None
         at = self._refresh_at if self._line is not None else self._reconnect.retry_at
+        if self._skipped:
+            at = min(at, self._report_at)
         return at - time.monotonic()
 
     def turn(self) -> None:
@@ -204,7 +210,7 @@ class FanoutReceiver:
         if self._subscriptions.get((one.channel, one.queue)) is not one:
             return
         if now() > entry.best_before:
-            self._skipped[one.binding.exchange] += 1
+            self._skip(one.binding.exchange)
             return
         exchange = one.binding.exchange
         one.channel.deliver_fanout(one.queue, exchange, entry.routing_key, entry.envelope)
@@ -273,15 +279,19 @@ class FanoutReceiver:
                     best_before = now() + lasts
                     self._inbox.append(_Entry(one, read.routing_key, read.envelope, best_before))
         if wanted and lasts < 0:
-            self._skipped[read.exchange] += 1
+            self._skip(read.exchange)
+
+    def _skip(self, exchange: str) -> None:
+        self._skipped[exchange] += 1
+        self._report_at = time.monotonic() + GATHER
 
     def _report_skipped(self) -> None:
-        if not self._skipped or self._inbox or self._behind:
+        if not self._skipped or time.monotonic() < self._report_at:
             return
         for exchange, count in self._skipped.items():
             logger.warning(
-                'skipped %d messages of fanout exchange %r that were older than %g s '
-                '(fanout_replay)', count, exchange, self._endpoint.options.fanout_replay,
+                'fanout exchange %r: messages skipped because they were older than %g s '
+                '(fanout_replay): %d', exchange, self._endpoint.options.fanout_replay, count,
             )  # fmt: skip
         self._skipped.clear()
 
