@@ -16,6 +16,7 @@ if TYPE_CHECKING:
         AccessRefused,
         ConnectionLost,
         EmbeddedServerError,
+        Fenced,
         InvalidMessage,
         InvalidOption,
         InvalidURL,
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from kombu_reliable.hooks import set_hooks
     from kombu_reliable.options import Options
     from kombu_reliable.transport import Transport
+    from kombu_reliable.transport.messages import TOKEN_HEADER
     from kombu_reliable.urls import ServerURL, parse_url
 
 __version__ = '0.1.0'
@@ -35,6 +37,7 @@ _HOME = {
     'AccessRefused': 'errors',
     'ConnectionLost': 'errors',
     'EmbeddedServerError': 'errors',
+    'Fenced': 'errors',
     'InvalidMessage': 'errors',
     'InvalidOption': 'errors',
     'InvalidURL': 'errors',
@@ -45,14 +48,17 @@ _HOME = {
     'set_hooks': 'hooks',
     'Options': 'options',
     'Transport': 'transport',
+    'TOKEN_HEADER': 'transport.messages',
     'ServerURL': 'urls',
     'parse_url': 'urls',
 }
 
 __all__ = (
+    'TOKEN_HEADER',
     'AccessRefused',
     'ConnectionLost',
     'EmbeddedServerError',
+    'Fenced',
     'InvalidMessage',
     'InvalidOption',
     'InvalidURL',

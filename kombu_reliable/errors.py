@@ -12,6 +12,7 @@ __all__ = (
     'AccessRefused',
     'ConnectionLost',
     'EmbeddedServerError',
+    'Fenced',
     'InvalidMessage',
     'InvalidOption',
     'InvalidURL',
@@ -52,6 +53,11 @@ class UnsupportedServer(ReliableError):
 
 class ServerFull(ReliableError):
     """The server has reached its ``maxmemory`` and refused a publish.  Nothing was stored."""
+
+
+class Fenced(ReliableError):
+    """The next run of a job was refused, because the job was taken from this owner: its lease
+    ended and another worker has it, or has finished it."""
 
 
 class EmbeddedServerError(ReliableError):

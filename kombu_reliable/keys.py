@@ -29,6 +29,7 @@ FAMILIES: dict[str, str] = {
     'DEAD': 'f:',
     'OWNERS': 'own',
     'ALARMS': 'alarm',
+    'FENCED': 'fenced',
     'WAKE': 'w:',
     'PRODUCERS': 'pub',
     'BINDINGS': 'b:',
@@ -80,6 +81,10 @@ class Keys:
     @property
     def alarms(self) -> str:
         return self._key('ALARMS')
+
+    @property
+    def fenced(self) -> str:
+        return self._key('FENCED')
 
     @property
     def producers(self) -> str:

@@ -25,11 +25,11 @@ from kombu_reliable.errors import (
     ServerFull,
 )
 from kombu_reliable.keys import FAMILIES, LAYOUT
+from kombu_reliable.wire import Argument
 
-__all__ = ('Argument', 'Call', 'Script', 'all_scripts', 'script', 'translate')
+__all__ = ('Call', 'Script', 'all_scripts', 'script', 'translate')
 
 T = TypeVar('T')
-Argument = str | bytes | int | float
 
 _INCLUDE = re.compile(r'^-- @include (\w+)$', re.MULTILINE)
 

@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from enum import IntEnum, StrEnum
 
-__all__ = ('Claimed', 'Delivery', 'Outgoing', 'QueueCounts', 'Settlement', 'Status', 'Verdict')
+__all__ = (
+    'Broadcast',
+    'Claimed',
+    'Delivery',
+    'Outgoing',
+    'QueueCounts',
+    'Settlement',
+    'Status',
+    'Verdict',
+)
 
 
 class Verdict(StrEnum):
@@ -20,10 +30,11 @@ class Verdict(StrEnum):
 class Status(IntEnum):
     """What the store answers to a renewal or a settlement."""
 
+    #: Done, or not needed any more: its owner has published the next run.
     DONE = 1
     #: Nobody holds the message: it was settled before, or purged.
     UNHELD = 0
-    #: Another delivery holds it: this one is fenced.
+    #: It was taken from this delivery, which is fenced.
     FENCED = -1
 
 
@@ -37,12 +48,28 @@ class Outgoing:
         rank: 0-255, a higher one is claimed first.
         due: ``'0'`` at once, ``'+<ms>'`` from the server's now, ``'<ms>'`` since the epoch.
         envelope: what :func:`kombu_reliable.envelope.seal` made.
+        run: token and key of the delivery whose next run this is, if it is one.
     """
 
     id: str
     queue: str
     rank: int
     due: str
+    envelope: bytes
+    run: tuple[str, str] | None = None
+
+    @property
+    def features(self) -> str:
+        """What only some messages have, as the JSON that the script reads; ``''`` for none."""
+        return '' if self.run is None else json.dumps({'run': self.run})
+
+
+@dataclass(frozen=True, slots=True)
+class Broadcast:
+    """A message on its way to everybody who listens to a fanout exchange."""
+
+    exchange: str
+    routing_key: str
     envelope: bytes
 
 
@@ -65,11 +92,13 @@ class Claimed:
         deliveries: the messages leased.
         left: claimable work is left in the queues that were asked.
         wake_in: seconds until this worker must claim again; None if others watch the clock.
+        statuses: what became of the settlements that came with the claim.
     """
 
     deliveries: tuple[Delivery, ...]
     left: bool
     wake_in: float | None
+    statuses: tuple[Status, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

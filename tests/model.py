@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from kombu_reliable.store.operations import REFUSED
 from kombu_reliable.types import Delivery, Outgoing, Settlement, Status, Verdict
 
 State = Literal['delayed', 'ready', 'leased', 'dead']
@@ -32,6 +33,11 @@ class Job:
     token: str | None = None
     #: Deliveries that ended without an outcome.
     lost: int = 0
+    #: Tokens of earlier runs that ended with the publish of their next run, the newest first.
+    past: str = ''
+
+    def had_run(self, token: str) -> bool:
+        return f'{token};' in self.past
 
 
 @dataclass
@@ -43,6 +49,8 @@ class Model:
     jobs: dict[str, Job] = field(default_factory=dict)
     lanes: dict[str, int] = field(default_factory=dict)
     arrivals: int = 0
+    #: Tokens whose job was taken from them.
+    fenced: set[str] = field(default_factory=set)
     #: When a claim or a renewal was last heard, and until when nobody loses a lease.
     seen: int | None = None
     hold: int = 0
@@ -62,18 +70,37 @@ class Model:
         self, now: int, lane: str, first: int, messages: Sequence[Outgoing], keys: Sequence[str]
     ) -> list[str]:
         """Stores what the lane has not stored before; ``keys`` are the server's answer."""
-        answer = []
+        answer: list[str] = []
+        ended: set[str] = set()
         for number, (message, key) in enumerate(zip(messages, keys, strict=True), first):
             if number <= self.lanes.get(lane, -1):
                 answer.append('')
                 continue
             self.lanes[lane] = number
-            if message.id in self.jobs:
-                answer.append(self._own_key(message.id, key))
-            else:
-                answer.append(message.id)
+            if message.run is not None and message.run[0] not in ended:
+                if self._end_run(now, message, *message.run):
+                    ended.add(message.run[0])
+                    answer.append(message.run[1])
+                    continue
+                if self._may_not_publish(*message.run):
+                    answer.append(REFUSED)
+                    continue
+            answer.append(self._own_key(message.id, key) if message.id in self.jobs else message.id)
             self._store(now, answer[-1], message)
         return answer
+
+    def _end_run(self, now: int, message: Outgoing, token: str, key: str) -> bool:
+        """The owner's next run takes the place of this one, in one step."""
+        job = self.jobs.get(key)
+        if job is None or job.token != token:
+            return False
+        self._store(now, key, message)
+        self.jobs[key].past = f'{token};{job.past}'[:200]
+        return True
+
+    def _may_not_publish(self, token: str, key: str) -> bool:
+        job = self.jobs.get(key)
+        return token in self.fenced or (job is not None and job.had_run(token))
 
     def _own_key(self, id: str, key: str) -> str:
         """A live id gets a key of its own: which one is the server's choice, if it is free."""
@@ -99,7 +126,9 @@ class Model:
         """After a long silence everybody gets one lease of time to come back."""
         if self.seen is not None and now - self.seen > self.lease / 2:
             self.hold = now + self.lease
-        self.seen = now
+            self.seen = now
+        elif self.seen is None or now - self.seen >= self.lease / 20:
+            self.seen = now
 
     def _let_time_work(self, now: int) -> None:
         for queue in {job.queue for job in self.jobs.values()}:
@@ -127,6 +156,7 @@ class Model:
             for job in self.those(queue, 'ready')[: credit - len(deliveries)]:
                 if job.token is not None:
                     job.lost += 1
+                    self.fenced.add(job.token)
                 if self.delivery_limit and job.lost >= self.delivery_limit:
                     self._bury(job, now)
                     continue
@@ -137,16 +167,20 @@ class Model:
 
     def _status(self, key: str, token: str) -> Status:
         job = self.jobs.get(key)
-        if job is None or job.token is None:
-            return UNHELD
-        return HELD if job.token == token else FENCED
+        if job is not None and (job.token == token or job.had_run(token)):
+            return HELD
+        taken = job is not None and job.token is not None
+        return FENCED if taken or token in self.fenced else UNHELD
+
+    def _holds(self, key: str, token: str) -> bool:
+        return key in self.jobs and self.jobs[key].token == token
 
     def renew(self, now: int, held: Sequence[Delivery]) -> list[Status]:
         self._hear(now)
         answer = []
         for delivery in held:
             answer.append(self._status(delivery.id, delivery.token))
-            if answer[-1] is HELD:
+            if self._holds(delivery.id, delivery.token):
                 job = self.jobs[delivery.id]
                 job.state, job.at = 'leased', now + self.lease
         return answer
@@ -155,7 +189,7 @@ class Model:
         answer = []
         for one in settlements:
             answer.append(self._status(one.id, one.token))
-            if answer[-1] is HELD:
+            if self._holds(one.id, one.token):
                 self._end(self.jobs[one.id], one.verdict, now)
         return answer
 

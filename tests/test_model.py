@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, get_args
 
@@ -159,6 +159,28 @@ class Transport(RuleBasedStateMachine):
             first, last = self.calls[lane]
             self._publish(lane, first, last + self._dated(batch))
 
+    @staticmethod
+    def _run_of(delivery: Delivery, one: Outgoing) -> Outgoing:
+        job = delivery.id.rpartition('~')[2]
+        return replace(one, id=job, run=(delivery.token, delivery.id))
+
+    @precondition(lambda self: self.held)
+    @rule(lane=lanes, message=messages, pick=st.integers(0, 99), settled=st.booleans())
+    def publish_next_run(self, lane: str, message: Outgoing, pick: int, settled: bool) -> None:
+        """What a retry does; then the worker settles the run, unless it dies before."""
+        held = self.held[pick % len(self.held)]
+        self.publish(lane, [self._run_of(held[1], message)])
+        if settled:
+            self.held.remove(held)
+            self._settle(Verdict.ACK, [held[1]])
+
+    @precondition(lambda self: self.past)
+    @rule(lane=lanes, batch=batches, picks=picks)
+    def publish_next_runs(self, lane: str, batch: list[Outgoing], picks: list[int]) -> None:
+        """By owners, by former owners, and by both in one call."""
+        runs = [self.past[-1 - pick % len(self.past)] for pick in picks]
+        self.publish(lane, list(map(self._run_of, runs, batch)))
+
     @rule(queue=st.sampled_from(QUEUES))
     def purge(self, queue: str) -> None:
         assert self.store.run(self.store.operations.purge(queue)) == self.model.purge(queue)
@@ -169,8 +191,17 @@ class Transport(RuleBasedStateMachine):
         self.tokens += 1
         return f't{self.tokens}'
 
-    def _claim(self, worker: str, token: str, credit: int, queues: list[str]) -> Claimed:
-        answer = self.store.run(self.store.operations.claim(worker, token, credit, queues))
+    def _claim(
+        self,
+        worker: str,
+        token: str,
+        credit: int,
+        queues: list[str],
+        settlements: Sequence[Settlement] = (),
+    ) -> Claimed:
+        call = self.store.operations.claim(worker, token, credit, queues, settlements)
+        answer = self.store.run(call)
+        assert list(answer.statuses) == self.model.settle(self.now, settlements)
         deliveries, left = self.model.claim(self.now, token, credit, queues)
         assert list(answer.deliveries) == deliveries
         assert answer.left == left
@@ -188,6 +219,25 @@ class Transport(RuleBasedStateMachine):
     @rule(worker=workers, credit=credits_, queues=queue_lists)
     def claim(self, worker: str, credit: int, queues: list[str]) -> None:
         self._receive(worker, self._claim(worker, self._new_token(), credit, queues))
+
+    @precondition(lambda self: self.past)
+    @rule(
+        worker=workers, credit=credits_, queues=queue_lists, picks=picks,
+        verdicts=st.lists(verdicts, min_size=3, max_size=3), pick=st.integers(0, 99),
+    )  # fmt: skip
+    def settle_and_claim(
+        self, worker: str, credit: int, queues: list[str], picks: list[int],
+        verdicts: list[Verdict], pick: int,
+    ) -> None:  # fmt: skip
+        """What a busy worker does: ends some deliveries, old ones too, and takes others."""
+        ended = [self.past[-1 - number % len(self.past)] for number in picks]
+        if self.held:
+            ended[0] = self.held.pop(pick % len(self.held))[1]
+        batch = [
+            Settlement(verdict, one.queue, one.id, one.token, 'why')
+            for one, verdict in zip(ended, verdicts, strict=False)
+        ]
+        self._receive(worker, self._claim(worker, self._new_token(), credit, queues, batch))
 
     @rule(worker=workers, credit=credits_, queues=queue_lists)
     def claim_twice(self, worker: str, credit: int, queues: list[str]) -> None:
@@ -312,7 +362,7 @@ class Transport(RuleBasedStateMachine):
 
     def _every_key_is_explained(self, found: Snapshot) -> None:
         keys = self.keys
-        constant = {keys.meta, keys.producers, keys.alarms, *map(keys.wake, QUEUES)}
+        constant = {keys.meta, keys.producers, keys.alarms, keys.fenced, *map(keys.wake, QUEUES)}
         assert found.keys - constant == set(self._explained())
 
     def _explained(self) -> Iterator[str]:
@@ -320,7 +370,7 @@ class Transport(RuleBasedStateMachine):
         for job in self.model.jobs.values():
             yield self.keys.job(job.key)
             yield place(self.keys, job.queue, job.state)
-            if job.lost or job.state == 'dead':
+            if job.lost or job.past or job.state == 'dead':
                 yield self.keys.extra(job.key)
             if job.token is not None:
                 yield self.keys.owners
@@ -335,7 +385,9 @@ class Transport(RuleBasedStateMachine):
             if answer.deliveries:
                 self._settle(Verdict.ACK, list(answer.deliveries))
         assert not self.model.jobs
-        assert Snapshot.take(self.client, self.keys).keys <= {self.keys.meta, self.keys.producers}
+        keys = self.keys
+        constant = {keys.meta, keys.producers, keys.fenced}
+        assert Snapshot.take(self.client, keys).keys <= constant
 
 
 def _settings(config: pytest.Config, fake: bool) -> settings:

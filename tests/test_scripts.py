@@ -19,7 +19,9 @@ from kombu_reliable.keys import FAMILIES, Keys
 from kombu_reliable.options import Options
 from kombu_reliable.scripts import Call, all_scripts, script
 from kombu_reliable.store import Operations, Store
+from kombu_reliable.store.operations import REFUSED
 from kombu_reliable.types import (
+    Broadcast,
     Claimed,
     Delivery,
     Outgoing,
@@ -69,6 +71,11 @@ class Bench:
             self.wait(min(ms, 10_000))
             ms -= 10_000
             self.claim(0, worker='idle')
+
+    def broadcast(self, exchange: str, routing_key: str, body: bytes) -> bool:
+        self._number += 1
+        one = Broadcast(exchange, routing_key, body)
+        return self.store.run(self.operations.fanout('lane', self._number - 1, one))
 
     def put(self, *ids: str, queue: str = 'q', rank: int = 0, due: str = '0') -> tuple[str, ...]:
         messages = [Outgoing(id, queue, rank, due, id.encode()) for id in ids]
@@ -888,20 +895,123 @@ def test_dead_letters_are_not_purged(bench: Bench) -> None:
     assert bench.counts().dead == 1
 
 
+# -- next runs ------------------------------------------------------------------------------
+
+
+def next_run(bench: Bench, held: Delivery, queue: str = 'q', due: str = '0') -> str:
+    one = Outgoing(held.id, queue, 0, due, b'next', run=(held.token, held.id))
+    bench._number += 1
+    (key,) = bench.publish([one], bench._number - 1)
+    return key
+
+
+def test_an_owners_publish_ends_its_run_and_stores_the_next(bench: Bench) -> None:
+    bench.put('a')
+    bench.settle(REQUEUE, *bench.take())
+    (held,) = bench.take()
+    assert held.deliveries == 2
+    assert next_run(bench, held, 'r', '+500') == 'a'
+    assert bench.counts() == QueueCounts(0, 0, 0, 0)
+    assert bench.counts('r') == QueueCounts(0, 1, 0, 0)
+    # The worker has not heard of it: what it says of the run that has ended changes nothing.
+    assert bench.renew(held) == [DONE]
+    assert bench.settle(ACK, held) == [DONE]
+    assert bench.settle(FAIL, held) == [DONE]
+    bench.wait(500)
+    (again,) = bench.take(queues='r')
+    assert (again.id, again.deliveries, again.envelope) == ('a', 1, b'next')
+    assert bench.settle(ACK, held) == [DONE]
+    assert bench.settle(ACK, again) == [DONE]
+    bench.live(LEASE)
+    assert bench.key_names() == {'meta', 'pub'}
+
+
+def test_an_expired_run_has_a_next_one_until_somebody_else_claims_it(bench: Bench) -> None:
+    bench.put('a')
+    (held,) = bench.take()
+    bench.live(LEASE + 10_000)
+    assert bench.counts() == QueueCounts(1, 0, 0, 0), 'taken back'
+    assert next_run(bench, held, 'r') == 'a'
+    assert bench.counts() == QueueCounts(0, 0, 0, 0)
+    assert bench.counts('r') == QueueCounts(1, 0, 0, 0)
+
+
+def test_a_fenced_owner_publishes_no_next_run(bench: Bench) -> None:
+    bench.put('a')
+    (late,) = bench.take()
+    bench.live(LEASE + 10_000)
+    (owner,) = bench.take()
+    assert next_run(bench, late) == REFUSED
+    assert bench.counts() == QueueCounts(0, 0, 1, 0)
+    bench.settle(ACK, owner)
+    # Also when the job has ended elsewhere.
+    assert next_run(bench, late) == REFUSED
+    assert bench.counts() == QueueCounts(0, 0, 0, 0)
+    assert bench.settle(ACK, late) == [FENCED]
+
+
+def test_a_run_has_one_next_run(bench: Bench) -> None:
+    bench.put('a')
+    (held,) = bench.take()
+    assert next_run(bench, held) == 'a'
+    assert next_run(bench, held) == REFUSED
+    assert bench.counts() == QueueCounts(1, 0, 0, 0)
+
+
+def test_a_run_that_was_settled_early_is_followed_by_a_new_job(bench: Bench) -> None:
+    bench.put('a')
+    (held,) = bench.take()
+    bench.settle(ACK, held)
+    assert next_run(bench, held) == 'a'
+    assert bench.counts() == QueueCounts(1, 0, 0, 0)
+
+
+def test_a_next_run_for_several_queues_ends_the_run_once(bench: Bench) -> None:
+    bench.put('a')
+    (held,) = bench.take()
+    batch = [Outgoing('a', queue, 0, '0', b'', run=(held.token, 'a')) for queue in ('r', 's')]
+    first, second = bench.publish(batch, 7, lane='other')
+    assert first == 'a'
+    assert second.endswith('~a')
+    assert bench.counts('s').ready == bench.counts('r').ready == 1
+
+
+def test_a_repeated_publish_of_a_next_run_changes_nothing(bench: Bench) -> None:
+    bench.put('a')
+    (held,) = bench.take()
+    one = Outgoing('a', 'q', 0, '+500', b'next', run=(held.token, 'a'))
+    assert bench.publish([one], 0, lane='other') == ('a',)
+    before = bench.contents()
+    assert bench.publish([one], 0, lane='other') == ('',)
+    assert bench.contents() == before
+
+
+def test_fenced_tokens_are_bounded(bench: Bench) -> None:
+    fenced = bench.keys.fenced
+    bench.client.zadd(fenced, {f'old{number}': number for number in range(10_000)})
+    bench.put('a')
+    bench.take()
+    bench.live(LEASE + 10_000)
+    bench.take()
+    assert bench.client.zcard(fenced) == 10_000
+    assert bench.client.zscore(fenced, 'old0') is None
+    assert 0 < bench.client.pttl(fenced) <= 7 * 24 * HOUR
+
+
 # -- fanout ---------------------------------------------------------------------------------
 
 
 def test_nothing_is_written_if_nobody_listens(bench: Bench) -> None:
-    assert bench.store.run(bench.operations.fanout('x', 'key', b'hello')) is False
+    assert bench.broadcast('x', 'key', b'hello') is False
     assert bench.key_names() == set()
 
 
 def test_a_listener_reads_what_comes_after_it(bench: Bench) -> None:
     run, operations = bench.store.run, bench.operations
     assert run(operations.listen('x', 'one')) == '0-0'
-    assert run(operations.fanout('x', 'key', b'\xff1')) is True
+    assert bench.broadcast('x', 'key', b'\xff1') is True
     position = run(operations.listen('x', 'two'))
-    run(operations.fanout('x', 'key', b'2'))
+    bench.broadcast('x', 'key', b'2')
     stream = bench.keys.fanout('x')
     entries = [fields for _, fields in bench.client.xrange(stream, min='0-0')]
     assert entries == [{b'k': b'key', b'm': b'\xff1'}, {b'k': b'key', b'm': b'2'}]
@@ -911,24 +1021,32 @@ def test_a_listener_reads_what_comes_after_it(bench: Bench) -> None:
     assert 0 < bench.client.pttl(bench.keys.listeners('x')) <= 300_000
 
 
+def test_a_repeated_broadcast_is_one_entry(bench: Bench) -> None:
+    bench.store.run(bench.operations.listen('x', 'one'))
+    call = bench.operations.fanout('lane', 5, Broadcast('x', 'key', b'hello'))
+    assert bench.store.run(call) is True
+    assert bench.store.run(call) is True
+    assert bench.client.xlen(bench.keys.fanout('x')) == 1
+
+
 def test_a_listener_that_went_silent_is_forgotten(bench: Bench) -> None:
     run, operations = bench.store.run, bench.operations
     run(operations.listen('x', 'one'))
     bench.wait(300_000)
-    assert run(operations.fanout('x', 'key', b'1')) is True
+    assert bench.broadcast('x', 'key', b'1') is True
     bench.wait(1)
-    assert run(operations.fanout('x', 'key', b'2')) is False
+    assert bench.broadcast('x', 'key', b'2') is False
     run(operations.listen('x', 'two'))
     assert bench.client.zrange(bench.keys.listeners('x'), 0, -1) == [b'two']
     bench.store.stop_listening('x', 'two')
-    assert run(operations.fanout('x', 'key', b'3')) is False
+    assert bench.broadcast('x', 'key', b'3') is False
 
 
 def test_a_stream_does_not_grow_without_bound(bench_factory: Callable[..., Bench]) -> None:
     bench = bench_factory(fanout_maxlen=100)
     bench.store.run(bench.operations.listen('x', 'one'))
     for _ in range(500):
-        bench.store.run(bench.operations.fanout('x', '', b''))
+        bench.broadcast('x', '', b'')
     assert 100 <= bench.client.xlen(bench.keys.fanout('x')) <= 300
 
 
@@ -941,7 +1059,7 @@ def one_call_of_each(operations: Operations) -> Iterator[Call[Any]]:
     yield operations.renew([('q', 'a', 't.1')])
     yield operations.settle([Settlement(ACK, 'q', 'a', 't.1')])
     yield operations.purge('q')
-    yield operations.fanout('x', 'key', b'hello')
+    yield operations.fanout('lane', 1, Broadcast('x', 'key', b'hello'))
     yield operations.listen('x', 'one')
     yield operations.declare('q', 1000)
     yield operations.bind('x', '["a","q"]', 'q')

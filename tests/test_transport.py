@@ -39,7 +39,9 @@ def test_a_message_arrives_as_it_was_sent(connection: Connection) -> None:
     [message] = receiver.messages
     assert message.payload == body
     assert message.content_type == 'application/json'
-    assert message.headers == {'h': 'v', 'x-delivery-count': 1}
+    assert message.headers == {
+        'h': 'v', 'x-delivery-count': 1, 'x-lease-token': message.delivery_tag
+    }  # fmt: skip
     assert message.properties['correlation_id'] == 'c'
     assert message.properties['reply_to'] == 'r'
     assert message.properties['priority'] == 3

@@ -9,12 +9,13 @@ from __future__ import annotations
 import click
 
 import kombu_reliable
-from celery_ext import bridge
+from celery_ext import bridge, next_run
 
 __all__ = ('reliable',)
 
 kombu_reliable.register()
 bridge.connect()
+next_run.connect()
 
 
 @click.group(name='reliable')

@@ -7,12 +7,14 @@ from typing import Any
 
 from kombu_reliable.keys import Keys
 from kombu_reliable.options import Options
-from kombu_reliable.scripts import Argument, Call, script
-from kombu_reliable.types import Claimed, Delivery, Outgoing, Settlement, Status
+from kombu_reliable.scripts import Call, script
+from kombu_reliable.types import Broadcast, Claimed, Delivery, Outgoing, Settlement, Status
+from kombu_reliable.wire import Argument
 
 __all__ = (
     'CLAIM_LIMIT',
     'PUBLISH_LIMIT',
+    'REFUSED',
     'RENEW_LIMIT',
     'SETTLE_LIMIT',
     'Operations',
@@ -23,6 +25,9 @@ PUBLISH_LIMIT = 200
 CLAIM_LIMIT = 100
 SETTLE_LIMIT = 300
 RENEW_LIMIT = 300
+
+#: What publish answers for a next run that is not its owner's any more.
+REFUSED = '!'
 
 # How a record begins, see lua/lib/record.lua.
 _QUEUE_LENGTH = slice(17, 21)
@@ -39,6 +44,13 @@ def _statuses(reply: Sequence[int]) -> tuple[Status, ...]:
 
 def _interval(milliseconds: int) -> float | None:
     return None if milliseconds < 0 else milliseconds / 1000
+
+
+def _flat(settlements: Sequence[Settlement]) -> list[Argument]:
+    args: list[Argument] = []
+    for one in settlements:
+        args += [one.verdict.value, one.queue, one.id, one.token, one.reason]
+    return args
 
 
 def _envelope(record: bytes) -> bytes:
@@ -69,14 +81,23 @@ class Operations:
         return Call(script(name), self.keys.meta, args, decode, now)
 
     def publish(self, lane: str, first: int, messages: Sequence[Outgoing]) -> Call[tuple[str, ...]]:
-        """Stores messages; the value is the key of each, ``''`` if it was stored before."""
+        """Stores messages; the value is the key of each, ``''`` if it was stored before and
+        :data:`REFUSED` if it was refused."""
         args: list[Argument] = [lane, first]
-        for message in messages:
-            args += [message.id, message.queue, message.rank, message.due, message.envelope]
+        for one in messages:
+            args += [one.id, one.queue, one.rank, one.due, one.envelope, one.features]
         return self._call('publish', _texts, *args)
 
-    def claim(self, worker: str, token: str, credit: int, queues: Sequence[str]) -> Call[Claimed]:
-        """Leases up to ``credit`` messages from ``queues``, asked in this order."""
+    def claim(
+        self,
+        worker: str,
+        token: str,
+        credit: int,
+        queues: Sequence[str],
+        settlements: Sequence[Settlement] = (),
+    ) -> Call[Claimed]:
+        """Ends deliveries, then leases up to ``credit`` messages from ``queues`` in this order."""
+        first = 2 + len(settlements)
 
         def decode(reply: Sequence[Any]) -> Claimed:
             left, wake_in = reply[:2]
@@ -88,14 +109,16 @@ class Operations:
                     deliveries=int(reply[at + 2]),
                     envelope=_envelope(reply[at + 3]),
                 )
-                for number, at in enumerate(range(2, len(reply), 4), 1)
+                for number, at in enumerate(range(first, len(reply), 4), 1)
             )
-            return Claimed(deliveries, bool(left), None if wake_in < 0 else wake_in / 1e6)
+            due = None if wake_in < 0 else wake_in / 1e6
+            return Claimed(deliveries, bool(left), due, _statuses(reply[2:first]))
 
         options = self.options
         return self._call(
             'claim', decode, worker, token, self._lease, min(credit, CLAIM_LIMIT),
-            options.delivery_limit, self._retention, options.failed_limit, *queues,
+            options.delivery_limit, self._retention, options.failed_limit,
+            len(settlements), *_flat(settlements), *queues,
         )  # fmt: skip
 
     def renew(self, held: Sequence[tuple[str, str, str]]) -> Call[tuple[Status, ...]]:
@@ -105,21 +128,21 @@ class Operations:
 
     def settle(self, settlements: Sequence[Settlement]) -> Call[tuple[Status, ...]]:
         """Ends deliveries."""
-        args: list[Argument] = [self._retention, self.options.failed_limit]
-        for one in settlements:
-            args += [one.verdict.value, one.queue, one.id, one.token, one.reason]
-        return self._call('settle', _statuses, *args)
+        return self._call(
+            'settle', _statuses, self._retention, self.options.failed_limit, *_flat(settlements)
+        )
 
     def purge(self, queue: str) -> Call[int]:
         """Deletes a bounded number of waiting jobs; 0 when none is left."""
         return self._call('purge', int, queue)
 
-    def fanout(self, exchange: str, routing_key: str, envelope: bytes) -> Call[bool]:
+    def fanout(self, lane: str, number: int, one: Broadcast) -> Call[bool]:
         """Appends to the exchange's stream; False if nobody listens."""
         life = round(self.options.fanout_life * 1000)
         return self._call(
-            'fanout', bool, exchange, routing_key, envelope, self.options.fanout_maxlen, life
-        )
+            'fanout', bool, lane, number, one.exchange, one.routing_key, one.envelope,
+            self.options.fanout_maxlen, life,
+        )  # fmt: skip
 
     def listen(self, exchange: str, listener: str, queue: str = '') -> Call[str]:
         """Enters a listener; the value is the position to read from.

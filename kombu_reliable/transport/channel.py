@@ -17,18 +17,11 @@ from kombu.utils.scheduling import cycle_by_name
 from kombu_reliable import hooks
 from kombu_reliable.envelope import CorruptEnvelope
 from kombu_reliable.scripts import Call
-from kombu_reliable.store.operations import PUBLISH_LIMIT
-from kombu_reliable.transport.lanes import next_nonce
-from kombu_reliable.transport.messages import (
-    NONCE,
-    envelope,
-    open_envelope,
-    outgoing,
-    payload,
-)
+from kombu_reliable.transport.messages import envelope, open_envelope, outgoing, payload
+from kombu_reliable.transport.publisher import Item, PublishBatch, publish
 from kombu_reliable.transport.qos import LeaseQoS
 from kombu_reliable.transport.queues import QueueChannel
-from kombu_reliable.types import Claimed, Delivery, Outgoing
+from kombu_reliable.types import Broadcast, Claimed, Delivery
 
 if TYPE_CHECKING:
     from kombu_reliable.transport.transport import Transport
@@ -77,7 +70,7 @@ class Channel(QueueChannel):
         """A place was freed, perhaps by another thread: whoever waits should look."""
         connection = self.connection  # another thread may be closing the channel
         if connection is not None:
-            connection.reactor.nudge_from_elsewhere()
+            connection.reactor.flush_soon()
 
     # -- publishing --------------------------------------------------------------
 
@@ -89,41 +82,38 @@ class Channel(QueueChannel):
         Raises:
             InvalidMessage: its priority, eta or delay makes no sense.
             ServerFull: the server has no memory left; nothing was stored.
+            Fenced: it is the next run of a job that was taken from its owner.
             InconsistencyError: no queue is bound to the exchange.
         """
+        publish(self.store, message['properties'], self.prepare(message, exchange, routing_key))
+
+    def prepare(
+        self,
+        message: Mapping[str, Any],
+        exchange: str,
+        routing_key: str,
+        tables: dict[str, list[str]] | None = None,
+    ) -> list[Item]:
+        """What a message becomes: one job per queue, or an entry of an exchange's stream.
+
+        Args:
+            message: as kombu prepared it.
+            exchange: where it is sent.
+            routing_key: by which it is routed.
+            tables: bindings by exchange, read once for several messages; filled in here.
+        """
         if exchange and self.typeof(exchange).type == 'fanout':
-            self._publish_fanout(message, exchange, routing_key)
-            return
+            sealed = envelope(message, message['headers'], '', exchange, routing_key)
+            return [Broadcast(exchange, routing_key, sealed)]
         options = self.endpoint.options
-        self._publish(
-            message['properties'],
-            [
-                outgoing(message, queue, exchange, routing_key, options)
-                for queue in self._route(exchange, routing_key)
-            ],
-        )
+        return [
+            outgoing(message, queue, exchange, routing_key, options)
+            for queue in self._lookup(exchange, routing_key, tables=tables)
+        ]
 
-    def _route(self, exchange: str, routing_key: str) -> list[str]:
-        return sorted(queue for queue in self._lookup(exchange, routing_key) if queue)
-
-    def _publish(self, properties: dict[str, Any], messages: list[Outgoing]) -> None:
-        """kombu repeats a publish with the same properties, so its number waits there."""
-        nonce = properties.get(NONCE)
-        if nonce is None or nonce.count != len(messages):
-            nonce = properties[NONCE] = next_nonce(len(messages))
-        operations = self.store.operations
-        self.store.run_all(
-            [
-                operations.publish(nonce.lane, nonce.first + at, messages[at : at + PUBLISH_LIMIT])
-                for at in range(0, len(messages), PUBLISH_LIMIT)
-            ]
-        )
-        # Whoever sends the same message once more on purpose gets a number of its own.
-        del properties[NONCE]
-
-    def _publish_fanout(self, message: Mapping[str, Any], exchange: str, routing_key: str) -> None:
-        sealed = envelope(message, message['headers'], '', exchange, routing_key)
-        self.store.run(self.store.operations.fanout(exchange, routing_key, sealed))
+    def create_publish_batch(self, max_size: int) -> PublishBatch:
+        """What ``Producer.batch()`` of kombu 5.7 collects its messages in."""
+        return PublishBatch(self, max_size)
 
     # -- consuming ---------------------------------------------------------------
 

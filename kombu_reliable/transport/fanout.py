@@ -193,6 +193,9 @@ class FanoutReceiver:
             self._lose(error)
         self._report_skipped()
 
+    def flush(self) -> None:
+        """What comes this way has nothing to settle."""
+
     def receive(self, line: Line) -> None:
         try:
             line.receive()

@@ -167,10 +167,10 @@ class Keeper:
         """Whether verdicts are waiting for their confirmation."""
         return any(held.settled for held in list(self._held.values()))
 
-    def collect(self) -> list[Posted]:
+    def collect(self, limit: int = SETTLE_LIMIT) -> list[Posted]:
         """Takes settlements to send; each must come back through one of the next two calls."""
         posted: list[Posted] = []
-        while len(posted) < SETTLE_LIMIT:
+        while len(posted) < limit:
             try:
                 posted.append(self._outbox.popleft())
             except IndexError:

@@ -14,7 +14,7 @@ import threading
 from collections import deque
 from dataclasses import dataclass, field
 
-__all__ = ('Nonce', 'next_nonce')
+__all__ = ('Nonce', 'abandon_lane', 'next_nonce')
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +37,11 @@ class _Tenancy:
 
     def __init__(self, vacant: deque[_Lane]) -> None:
         self._vacant = vacant
+        self.move()
+
+    def move(self) -> None:
         try:
-            self.lane = vacant.pop()
+            self.lane = self._vacant.pop()
         except IndexError:
             self.lane = _Lane()
 
@@ -51,12 +54,12 @@ class _Lanes:
         self.vacant: deque[_Lane] = deque()
         self.local = threading.local()
 
-    def current(self) -> _Lane:
+    def tenancy(self) -> _Tenancy:
         try:
             tenancy: _Tenancy = self.local.tenancy
         except AttributeError:
             tenancy = self.local.tenancy = _Tenancy(self.vacant)
-        return tenancy.lane
+        return tenancy
 
 
 _lanes = _Lanes()
@@ -73,7 +76,15 @@ os.register_at_fork(after_in_child=_start_anew)
 
 def next_nonce(count: int = 1) -> Nonce:
     """Takes the next ``count`` numbers of this thread's lane."""
-    lane = _lanes.current()
+    lane = _lanes.tenancy().lane
     first = lane.last + 1
     lane.last += count
     return Nonce(lane.id, first, count)
+
+
+def abandon_lane(nonce: Nonce) -> None:
+    """Leaves a lane to a publish that may be repeated: what this thread sends meanwhile must not
+    move the lane's last number past it."""
+    tenancy = _lanes.tenancy()
+    if tenancy.lane.id == nonce.lane:
+        tenancy.move()

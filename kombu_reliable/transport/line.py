@@ -13,7 +13,7 @@ import redis.exceptions
 from redis.connection import AbstractConnection
 
 from kombu_reliable.errors import ConnectionLost
-from kombu_reliable.scripts import Argument
+from kombu_reliable.wire import Argument, pack
 
 __all__ = ('LOST', 'REFUSALS', 'Line', 'Request', 'ServerLine', 'SimulatedLine', 'must_answer')
 
@@ -98,8 +98,8 @@ class ServerLine:
         for request in requests:
             request.sent_at = now
         self._unanswered.extend(requests)
-        packed = self._connection.pack_commands([request.command for request in requests])
-        self._connection.send_packed_command(packed, check_health=False)
+        packed = b''.join(pack(request.command) for request in requests)
+        self._connection.send_packed_command([packed], check_health=False)
 
     def receive(self) -> None:
         # Readable without a question asked: the server has hung up, and reading says so.

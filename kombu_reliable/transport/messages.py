@@ -12,17 +12,21 @@ from kombu_reliable.errors import InvalidMessage
 from kombu_reliable.options import Options
 from kombu_reliable.types import Delivery, Outgoing
 
-__all__ = ('NONCE', 'envelope', 'open_envelope', 'outgoing', 'payload')
+__all__ = ('NONCE', 'TOKEN_HEADER', 'envelope', 'open_envelope', 'outgoing', 'payload')
 
 #: Where a publish keeps its nonce between kombu's attempts.
 NONCE = 'x-nonce'
 
+#: Tells a task's process by which delivery it runs: '<token>', or '<token> <key>' if the job is
+#: not kept under its own id.  What it publishes under the same id is the job's next run.
+TOKEN_HEADER = 'x-lease-token'
+
 #: What the head of a record can say, see lua/lib/record.lua.
 LONGEST_QUEUE_NAME = 9_999
 
-#: Headers that speak to the transport: they end here, or a retry, which copies the headers of
-#: its run, would wait or count again.
-_CONSUMED = frozenset({'x-delay', 'x-delivery-count'})
+#: Headers that speak to the transport or to one run: they end here, or a retry, which copies
+#: the headers of its run, would wait or count again.
+_CONSUMED = frozenset({'x-delay', 'x-delivery-count', TOKEN_HEADER})
 
 #: Properties that kombu sets anew at each end.
 _TRANSIENT = frozenset({'delivery_tag', 'body_encoding', 'delivery_info', NONCE})
@@ -39,8 +43,10 @@ def outgoing(
     headers = dict(message['headers'])
     if len(queue.encode()) > LONGEST_QUEUE_NAME:
         raise InvalidMessage(f'the name of a queue has at most {LONGEST_QUEUE_NAME} bytes')
+    job = pack_id(_identity(headers))
     return Outgoing(
-        id=pack_id(_identity(headers)),
+        id=job,
+        run=_run(headers.get(TOKEN_HEADER), job),
         queue=queue,
         rank=options.rank(_priority(message['properties'].get('priority'))),
         due=_take_due(headers),
@@ -54,6 +60,16 @@ def _identity(headers: Mapping[str, Any]) -> str:
     if 'task' in headers and isinstance(task_id, str) and task_id:
         return task_id
     return str(uuid.uuid4())
+
+
+def _run(token: Any, job: str) -> tuple[str, str] | None:
+    """Whose next run a message is.  Somebody may hand the headers of his run on to another task,
+    which is no run of his."""
+    if not isinstance(token, str):
+        return None
+    token, _, key = token.partition(' ')
+    key = key or job
+    return (token, key) if key == job or key.endswith(f'~{job}') else None
 
 
 def _priority(value: Any) -> int:
@@ -158,4 +174,8 @@ def open_envelope(sealed: bytes, queue: str, tag: str, deliveries: int) -> dict[
 
 def payload(delivery: Delivery) -> dict[str, Any]:
     """What kombu makes a delivered message from."""
-    return open_envelope(delivery.envelope, delivery.queue, delivery.token, delivery.deliveries)
+    raw = open_envelope(delivery.envelope, delivery.queue, delivery.token, delivery.deliveries)
+    raw['headers'][TOKEN_HEADER] = (
+        f'{delivery.token} {delivery.id}' if delivery.id.startswith('~') else delivery.token
+    )
+    return raw

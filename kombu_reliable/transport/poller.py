@@ -19,9 +19,10 @@ import redis.exceptions
 
 from kombu_reliable.errors import ConnectionLost
 from kombu_reliable.scripts import Call, translate
-from kombu_reliable.store.operations import RENEW_LIMIT
+from kombu_reliable.store.operations import CLAIM_LIMIT, RENEW_LIMIT
 from kombu_reliable.transport.bell import Bell
 from kombu_reliable.transport.endpoint import Endpoint
+from kombu_reliable.transport.keeper import Posted
 from kombu_reliable.transport.line import LOST, Line, Request, must_answer
 from kombu_reliable.transport.reconnect import Reconnect
 from kombu_reliable.types import Claimed, Delivery
@@ -90,7 +91,8 @@ class Poller:
         return withdrawn
 
     def flush(self) -> None:
-        """Sends the settlements that wait, without waiting for the answer."""
+        """Sends the settlements that wait for a claim to travel with, without waiting for the
+        answer."""
         try:
             if self._wire is not None:
                 self._ask(self._settlements())
@@ -115,8 +117,7 @@ class Poller:
             must_answer(self._wire, self._endpoint.options.socket_timeout)
             self._bell.check_silence()
             if self._connected() or self._connect():
-                claim = self._next_claim()
-                self._ask([*self._settlements(), *claim])
+                self._ask(self._next_claim())
                 self._listen()
         except LOST as error:
             self._lose(error)
@@ -262,14 +263,18 @@ class Poller:
         owed = self._owed.intersection(queues)
         self._owed -= owed
         token = f'{self._worker}.{self._claims:x}'
+        worker = self._worker if self._channels else ''
+        posted = self._endpoint.keeper.collect(CLAIM_LIMIT)
+        settlements = [item.settlement for item in posted]
         return self._request(
-            self._operations.claim(self._worker if self._channels else '', token, credit, queues),
-            lambda claimed: self._claimed(channel, claimed),
-            lambda: self._claim_lost(owed),
+            self._operations.claim(worker, token, credit, queues, settlements),
+            lambda claimed: self._claimed(channel, claimed, posted),
+            lambda: self._claim_lost(owed, posted),
         )
 
-    def _claimed(self, channel: Channel | None, claimed: Claimed) -> None:
+    def _claimed(self, channel: Channel | None, claimed: Claimed, posted: list[Posted]) -> None:
         self._claiming = False
+        self._endpoint.keeper.confirmed(posted, claimed.statuses)
         self._endpoint.keeper.hold(claimed.deliveries)
         if channel is not None:
             for delivery in claimed.deliveries:
@@ -283,9 +288,10 @@ class Poller:
             # Whoever is busy with these must not be the one whom the server wakes.
             self._hush()
 
-    def _claim_lost(self, owed: set[str]) -> None:
+    def _claim_lost(self, owed: set[str], posted: list[Posted]) -> None:
         self._claiming = False
         self._owed |= owed
+        self._endpoint.keeper.put_back(posted)
 
     def _finish_claim(self) -> None:
         """Reads the reply that is under way, so that its messages can be given back."""

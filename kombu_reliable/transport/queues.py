@@ -364,18 +364,28 @@ class QueueChannel(virtual.Channel):
 
     # -- routing -----------------------------------------------------------------
 
-    def _lookup(self, exchange: str, routing_key: str, default: Any = None) -> list[str]:
+    def _lookup(
+        self,
+        exchange: str,
+        routing_key: str,
+        default: Any = None,
+        tables: dict[str, list[str]] | None = None,
+    ) -> list[str]:
         """The queues to which a message goes.
 
-        The anonymous exchange, to which Celery sends its tasks, costs no round trip.
+        The anonymous exchange, to which Celery sends its tasks, costs no round trip.  For others
+        the bindings are read each time, because anybody may have added one, or are taken from
+        ``tables`` by whoever sends several messages at once.
 
         Raises:
             InconsistencyError: there cannot be any; the message would be lost.
         """
         if exchange:
-            bindings = self.store.bindings(exchange)
-            if bindings:
-                return route(bindings, routing_key)
+            tables = {} if tables is None else tables
+            if exchange not in tables:
+                tables[exchange] = self.store.bindings(exchange)
+            if tables[exchange]:
+                return route(tables[exchange], routing_key)
             raise InconsistencyError(
                 f'cannot route to exchange {exchange!r}: no queue is bound to it'
             )

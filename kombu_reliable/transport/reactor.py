@@ -27,6 +27,9 @@ SLICE = 0.005
 #: seconds, and the rest is slept.
 COARSE = 0.001
 
+#: How long a settlement waits for a claim to travel with, in seconds.
+FLUSH_PAUSE = 0.002
+
 #: Longest sleep without a look around, in seconds.
 LONGEST_WAIT = 1.0
 
@@ -36,6 +39,9 @@ class Participant(Protocol):
 
     def turn(self) -> None:
         """Does what can be done without waiting."""
+
+    def flush(self) -> None:
+        """Sends what may wait for a while but not for long."""
 
     def receive(self, line: Line) -> None:
         """Handles what has arrived on one of its lines."""
@@ -69,6 +75,8 @@ class Reactor:
         self._loop: Any = None
         self._watched: set[int] = set()
         self._timer: Any = None
+        self._flush_timer: Any = None
+        self._flush_wanted = False
         self._timer_at = float('inf')
         self._nudges: tuple[socket.socket, socket.socket] | None = None
         self._listens_to_signals = False
@@ -92,6 +100,7 @@ class Reactor:
         looked = False
         while True:
             self._turn()
+            self._flush()
             if self._hand_out():
                 return
             remaining = LONGEST_WAIT if deadline is None else deadline - time.monotonic()
@@ -136,6 +145,10 @@ class Reactor:
         for who in self.participants:
             who.turn()
 
+    def _flush(self) -> None:
+        for who in self.participants:
+            who.flush()
+
     def _hand_out(self) -> bool:
         """Gives messages to consumers for a short while; True if there were any."""
         end = time.monotonic() + SLICE
@@ -178,6 +191,9 @@ class Reactor:
                 loop.remove(fd)
         self._watched.clear()
         self._cancel_timer()
+        if self._flush_timer is not None:
+            self._flush_timer.cancel()
+            self._flush_timer = None
         if self._listens_to_signals:
             signal.set_wakeup_fd(-1)
             self._listens_to_signals = False
@@ -218,10 +234,17 @@ class Reactor:
             with contextlib.suppress(OSError):
                 nudges[1].send(b'\0')
 
-    def nudge_from_elsewhere(self) -> None:
-        """A nudge, unless the caller is the one who would have to wake up."""
+    def flush_soon(self) -> None:
+        """Something waits for :meth:`Participant.flush`; from any thread."""
         if self._waiting or threading.get_ident() != self._thread:
+            self._flush_wanted = True
             self.nudge()
+        elif self._loop is not None and self._flush_timer is None:
+            self._flush_timer = self._loop.call_later(FLUSH_PAUSE, self._on_flush_timer)
+
+    def _on_flush_timer(self) -> None:
+        self._flush_timer = None
+        self._flush()
 
     def _swallow_nudges(self) -> None:
         with contextlib.suppress(OSError):
@@ -229,6 +252,9 @@ class Reactor:
 
     def _on_nudge(self) -> None:
         self._swallow_nudges()
+        if self._flush_wanted:
+            self._flush_wanted = False
+            self.flush_soon()
         self._after_messages()
 
     def _on_tick(self) -> None:

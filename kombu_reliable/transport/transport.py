@@ -58,6 +58,7 @@ class Transport(virtual.Transport):
 
     implements = virtual.Transport.implements.extend(
         asynchronous=True,
+        batch_publish=True,
         exchange_type=frozenset(['direct', 'topic', 'fanout']),
     )
 

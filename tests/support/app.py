@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import time
 from typing import Any
 
-from celery import Celery, Task, chain, group
+from celery import Celery, Task, chain, current_task, group, signals
 from celery.exceptions import Reject
 
 app = Celery('testapp', broker=os.environ['KR_BROKER'], backend=os.environ['KR_BACKEND'])
@@ -131,3 +132,70 @@ def die(self: Task) -> None:
 def limited(self: Task, value: Any) -> Any:
     note(self, 'ran', value=value)
     return value
+
+
+@app.task(bind=True)
+def retry_once(self: Task, countdown: float = 0.0) -> int:
+    note(self, 'ran')
+    if not self.request.retries:
+        raise self.retry(countdown=countdown)
+    return self.request.retries
+
+
+@app.task(bind=True, autoretry_for=(ValueError,), retry_backoff=False, default_retry_delay=0)
+def autoretried(self: Task) -> int:
+    note(self, 'ran')
+    if not self.request.retries:
+        raise ValueError('once')
+    return self.request.retries
+
+
+@app.task(bind=True)
+def replaced_by_task(self: Task, value: Any) -> Any:
+    note(self, 'ran')
+    return self.replace(run.s(value))
+
+
+@app.task(bind=True)
+def retry_after(self: Task, path: str) -> str:
+    """The first delivery waits for a file and retries then; any other ends at once."""
+    note(self, 'started')
+    if self.request.get('x-delivery-count') == 1 and not self.request.retries:
+        while not os.path.exists(path):
+            time.sleep(0.01)
+        note(self, 'retries')
+        raise self.retry(countdown=0)
+    return 'done'
+
+
+def _die_if(moment: str) -> None:
+    """Kills the whole worker at a moment that a test has chosen, once."""
+    try:
+        os.unlink(f'{os.environ["KR_LEDGER"]}.die-{moment}')
+    except FileNotFoundError:
+        return
+    os.killpg(0, signal.SIGKILL)
+
+
+def _is_next_run(headers: Any) -> bool:
+    """A task publishes under its own id: a retry, a replacement."""
+    return bool(headers and current_task and headers.get('id') == current_task.request.id)
+
+
+@signals.before_task_publish.connect
+def _before_publish(headers: Any = None, **_: Any) -> None:
+    if _is_next_run(headers) and os.path.exists(f'{os.environ["KR_LEDGER"]}.die-after-next-run'):
+        # Or the worker's main process might claim the next run in its last millisecond.
+        os.kill(os.getppid(), signal.SIGSTOP)
+
+
+@signals.after_task_publish.connect
+def _after_publish(headers: Any = None, **_: Any) -> None:
+    if _is_next_run(headers):
+        _die_if('after-next-run')
+
+
+@signals.task_postrun.connect
+def _after_run(task: Any = None, **_: Any) -> None:
+    """The result is stored, the worker has not heard of the end."""
+    _die_if(f'after-{task.name.rpartition(".")[2]}')

@@ -170,6 +170,10 @@ class Fleet:
             worker.wait_for_log(' ready.')
         return worker
 
+    def kill_next_worker(self, moment: str) -> None:
+        """The next worker that comes to ``'after-next-run'`` or ``'after-<task>'`` kills itself."""
+        Path(f'{self.ledger.path}.die-{moment}').touch()
+
     def run(self, *command: str, timeout: float = 60.0) -> subprocess.CompletedProcess[str]:
         """Runs ``python -m celery ...`` with the same surroundings."""
         return subprocess.run(
@@ -193,9 +197,10 @@ class Fleet:
         for worker in self.workers:
             worker.kill()
         for app in self.apps:
-            consumer = app.backend.result_consumer
-            consumer.stop()
-            consumer._pubsub = None
+            consumer = getattr(app.backend, 'result_consumer', None)
+            if consumer is not None:
+                consumer.stop()
+                consumer._pubsub = None
             app.close()
         self.apps.clear()
 

@@ -1,4 +1,8 @@
 -- Who holds a leased job: '<token>;<place in the ready queue>;<worker>'.
+local function owner_token(owner)
+  return string.match(owner, '^[^;]*')
+end
+
 local function owner_place(owner)
   return string.match(owner, '^[^;]*;([^;]*)')
 end

@@ -12,3 +12,7 @@ local function mark_extra(id)
     redis.call('SETRANGE', JOB .. id, 0, 'x')
   end
 end
+
+local function record_queue(record)
+  return string.sub(record, RECORD_HEAD + 1, RECORD_HEAD + tonumber(string.sub(record, 18, 21)))
+end

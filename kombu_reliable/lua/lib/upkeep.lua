@@ -3,9 +3,11 @@
 -- @include lifetime
 -- @include owner
 -- @include place
+-- @include record
 -- @include wake
 -- What time does to a queue: delayed jobs become ready, expired leases are taken back,
--- old dead letters go, queues come to the end of their life.  Every step is bounded; what is left keeps its alarm.
+-- old dead letters go, some queues come to the end of their life.  Every step is bounded; what
+-- is left keeps its alarm.
 local STEP = 100
 
 local function promote(queue, now)
@@ -37,6 +39,8 @@ local function take_back(queue, now)
     local at = owners[i] and owner_place(owners[i])
       or place(0, redis.call('HINCRBY', META, 'seq', 1))
     redis.call('ZADD', READY .. queue, at, id)
+    -- Whoever claims it looks for the owner only of a job that is marked.
+    mark_extra(id)
   end
   redis.call('ZREM', LEASED .. queue, unpack(ids))
   redis.call('HINCRBY', META, 'expired', #ids)
@@ -65,17 +69,29 @@ local function upkeep(queue, now, hold, retention)
   if moved > 0 then
     arm(queue)
   end
-  local life = live_on(queue, now, hold)
+  local life = redis.call('EXISTS', LIFE .. queue) == 1 and lifetimes().live_on(queue, now, hold)
   local lease = head(LEASED .. queue)
   if lease and hold then
     lease = math.max(lease, hold)
   end
   local dead = head(DEAD .. queue)
   local next = sooner(sooner(head(DELAYED .. queue), lease), dead and dead + retention + 1)
-  next = sooner(next, life)
+  next = sooner(next, life or nil)
   if next then
     redis.call('ZADD', ALARMS, next, queue)
   else
     redis.call('ZREM', ALARMS, queue)
   end
+end
+
+local function next_alarm()
+  return head(ALARMS)
+end
+
+-- Does the upkeep of the queues whose alarm is due, and returns the time of the next alarm.
+local function serve_alarms(now, hold, retention)
+  for _, queue in ipairs(redis.call('ZRANGEBYSCORE', ALARMS, '-inf', now, 'LIMIT', 0, 8)) do
+    upkeep(queue, now, hold, retention)
+  end
+  return next_alarm()
 end

@@ -7,12 +7,13 @@
 -- @include layout
 -- @include room
 -- @include lifetime
+local lives = lifetimes()
 local version = redis.call('HGET', META, 'v')
 if foreign(version) then
   return refuse(version)
 end
 local queue, consumer = ARGV[2], ARGV[3]
-local record = read_life(queue)
+local record = lives.read(queue)
 if not record or record.gone then
   return -1
 end
@@ -22,7 +23,7 @@ redis.call('HSET', LIFE .. queue, 'used', now)
 if consumer ~= '' then
   -- Those who left without a word are forgotten once somebody else is there.
   redis.call('ZREMRANGEBYSCORE', ATTENDANCE .. queue, '-inf', now)
-  redis.call('ZADD', ATTENDANCE .. queue, now + believed_for(record.life), consumer)
+  redis.call('ZADD', ATTENDANCE .. queue, now + lives.believed_for(record.life), consumer)
 end
-watch_life(queue)
-return sign_every(record.life)
+lives.watch(queue)
+return lives.sign_every(record.life)

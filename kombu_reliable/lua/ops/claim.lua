@@ -1,54 +1,57 @@
--- Claim: does what time demands, then leases messages in order.
+-- Claim: settles what the worker has done, does what time demands, then leases messages in order.
 --
 -- ARGV  now | '', worker ('' if it does not stay), token, lease (ms), credit,
 --       delivery limit (0: none), retention of dead letters (ms), number kept per queue,
+--       number of settlements, the settlements,
 --       then the queues in the order in which they are asked
 -- Reply 1 if claimable work is left, when to claim again (us from now; -1: others watch),
+--       one status per settlement,
 --       then per message: number of its queue (from 1), id, deliveries, record.
 --       The n-th message is leased under '<token>.<n>'.
 -- Cost  O(log n) per message; credit at most 100, upkeep of at most 8 queues a call
 -- @include clock
 -- @include layout
+-- @include room
 -- @include silence
+-- @include settlement
 -- @include upkeep
 -- @include timekeeper
 local now, micros = clock()
 local worker, token, lease = ARGV[2], ARGV[3], tonumber(ARGV[4])
 local credit, limit = tonumber(ARGV[5]), tonumber(ARGV[6])
 local retention, keep = tonumber(ARGV[7]), tonumber(ARGV[8])
-local FIRST_QUEUE = 9
+local FIRST_SETTLEMENT = 10
+local FIRST_QUEUE = FIRST_SETTLEMENT + tonumber(ARGV[9]) * SETTLEMENT
 
 local meta = redis.call('HMGET', META, 'v', 'seen', 'hold', 'keeper', 'deputy')
 if foreign(meta[1]) then
   return refuse(meta[1])
 end
-
--- A removing write first: a full server must not refuse what empties it.
-local markers = {}
-for i = FIRST_QUEUE, #ARGV do
-  markers[#markers + 1] = WAKE .. ARGV[i]
-end
-redis.call('DEL', unpack(markers))
-
-local hold = hear(now, tonumber(meta[2]), tonumber(meta[3]), lease)
-local alarmed = redis.call('ZRANGEBYSCORE', ALARMS, '-inf', now, 'LIMIT', 0, 8)
-for _, queue in ipairs(alarmed) do
-  upkeep(queue, now, hold, retention)
-end
+enter_full_server()
 
 local reply = {0, -1}
+settle(FIRST_SETTLEMENT, FIRST_QUEUE - 1, now, retention, keep, reply)
+
+local hold = hear(now, tonumber(meta[2]), tonumber(meta[3]), lease)
+local due = next_alarm()
+if due and due <= now then
+  due = serve_alarms(now, hold, retention)
+end
+
 local delivered = 0
 
--- Deliveries that ended without an outcome.  An owner that is still noted lost its lease.
-local function deliveries_before(id, record, owner)
-  local lost = owner and 1 or 0
+-- Deliveries that ended without an outcome.  An owner that is still noted lost its lease, and
+-- loses the job by this claim.
+local function deliveries_before(id, record)
   if string.sub(record, 1, 1) ~= 'x' then
-    if lost == 0 then
-      return 0
-    end
-    mark_extra(id)
+    return 0
   end
-  return redis.call('HINCRBY', EXTRA .. id, 'n', lost)
+  local owner = redis.call('HGET', OWNERS, id)
+  if not owner then
+    return tonumber(redis.call('HGET', EXTRA .. id, 'n')) or 0
+  end
+  fence(owner_token(owner), now)
+  return redis.call('HINCRBY', EXTRA .. id, 'n', 1)
 end
 
 local function claim_from(number, queue)
@@ -62,15 +65,15 @@ local function claim_from(number, queue)
     records[#records + 1] = JOB .. popped[i]
   end
   records = redis.call('MGET', unpack(records))
-  local previous = redis.call('HMGET', OWNERS, unpack(ids))
   for i, id in ipairs(ids) do
     local record = records[i]
-    local before = record and deliveries_before(id, record, previous[i])
+    local before = record and deliveries_before(id, record)
     if not record or (limit > 0 and before >= limit) then
       redis.call('HDEL', OWNERS, id)
       if record then
         bury(queue, id, 'delivery-limit', now, keep)
         alarm_by(queue, now + retention + 1)
+        due = sooner(due, now + retention + 1)
       else
         redis.call('UNLINK', EXTRA .. id)
       end
@@ -91,26 +94,24 @@ local function claim_from(number, queue)
     redis.call('HSET', OWNERS, unpack(owners))
     redis.call('ZADD', LEASED .. queue, unpack(leases))
     alarm_by(queue, now + lease)
+    due = sooner(due, now + lease)
   end
 end
 
 for i = FIRST_QUEUE, #ARGV do
+  local queue = ARGV[i]
   if credit > 0 then
-    claim_from(i - FIRST_QUEUE + 1, ARGV[i])
+    claim_from(i - FIRST_QUEUE + 1, queue)
+  end
+  if redis.call('EXISTS', READY .. queue) == 1 then
+    arm(queue)
+    reply[1] = 1
+  else
+    redis.call('DEL', WAKE .. queue)
   end
 end
 
--- What upkeep armed a marker for may have been claimed.
-if #alarmed > 0 then
-  redis.call('DEL', unpack(markers))
-end
-for i = FIRST_QUEUE, #ARGV do
-  if redis.call('EXISTS', READY .. ARGV[i]) == 1 then
-    arm(ARGV[i])
-    reply[1] = 1
-  end
-end
-local wake_at = keep_time(worker, now, head(ALARMS), meta[4], meta[5], lease)
+local wake_at = keep_time(worker, now, due, meta[4], meta[5], lease)
 if wake_at then
   reply[2] = math.max(0, (wake_at - now) * 1000 - micros)
 end

@@ -7,6 +7,7 @@
 -- @include layout
 -- @include room
 -- @include lifetime
+local lives = lifetimes()
 local version = redis.call('HGET', META, 'v')
 if foreign(version) then
   return refuse(version)
@@ -24,6 +25,6 @@ else
   redis.call('HDEL', LIFE .. queue, 'gone', 'swept')
   redis.call('HSET', LIFE .. queue, 'life', life, 'auto', auto, 'used', (clock()))
   redis.call('PERSIST', LIFE .. queue)
-  watch_life(queue)
+  lives.watch(queue)
 end
 return redis.call('ZCARD', READY .. queue) + redis.call('ZCARD', DELAYED .. queue)

@@ -8,13 +8,14 @@
 -- @include layout
 -- @include room
 -- @include lifetime
+local lives = lifetimes()
 local version = redis.call('HGET', META, 'v')
 if foreign(version) then
   return refuse(version)
 end
 enter_full_server()
 local now, queue = clock(), ARGV[2]
-if ARGV[3] == '1' and (attended_until(queue) or 0) > now then
+if ARGV[3] == '1' and (lives.attended_until(queue) or 0) > now then
   return -1
 end
 if ARGV[4] == '1' and redis.call('EXISTS', READY .. queue, DELAYED .. queue) > 0 then
@@ -24,8 +25,8 @@ redis.call('SREM', QUEUES, queue)
 for i = 5, #ARGV, 2 do
   unbind(queue, ARGV[i], ARGV[i + 1])
 end
-local record = read_life(queue)
+local record = lives.read(queue)
 if record then
-  return sweep(queue, record, now)
+  return lives.sweep(queue, record, now)
 end
-return discard_waiting(queue)
+return discarding()(queue)

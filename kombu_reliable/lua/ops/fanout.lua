@@ -1,19 +1,25 @@
--- Fanout: appends a message to an exchange's stream if anybody listens.
+-- Fanout: appends a message to an exchange's stream if anybody listens, at most once.
 --
--- ARGV  now | '', exchange, routing key, envelope, length limit of the stream,
---       life of an idle stream (ms)
+-- ARGV  now | '', lane, number of the message in its lane, exchange, routing key, envelope,
+--       length limit of the stream, life of an idle stream (ms)
 -- Reply 1 if somebody listens, else 0
--- Cost  O(1)
+-- Cost  O(log n)
 -- @include clock
 -- @include layout
+-- @include nonce
 local version = redis.call('HGET', META, 'v')
 if foreign(version) then
   return refuse(version)
 end
-local exchange = ARGV[2]
-if redis.call('ZCOUNT', LISTENERS .. exchange, clock(), '+inf') == 0 then
+local now = clock()
+local lane, number, exchange = ARGV[2], tonumber(ARGV[3]), ARGV[4]
+if redis.call('ZCOUNT', LISTENERS .. exchange, now, '+inf') == 0 then
   return 0
 end
-redis.call('XADD', FANOUT .. exchange, 'MAXLEN', '~', ARGV[5], '*', 'k', ARGV[3], 'm', ARGV[4])
-redis.call('PEXPIRE', FANOUT .. exchange, ARGV[6])
+local made, known = made_before(lane, number, 1)
+if made == 0 then
+  remember(lane, number, now, known)
+  redis.call('XADD', FANOUT .. exchange, 'MAXLEN', '~', ARGV[7], '*', 'k', ARGV[5], 'm', ARGV[6])
+  redis.call('PEXPIRE', FANOUT .. exchange, ARGV[8])
+end
 return 1

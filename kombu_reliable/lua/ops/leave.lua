@@ -7,12 +7,13 @@
 -- @include layout
 -- @include room
 -- @include lifetime
+local lives = lifetimes()
 local version = redis.call('HGET', META, 'v')
 if foreign(version) then
   return refuse(version)
 end
 local queue, consumer = ARGV[2], ARGV[3]
-local record = read_life(queue)
+local record = lives.read(queue)
 if not record or record.gone then
   return 0
 end
@@ -22,9 +23,9 @@ if redis.call('ZREM', ATTENDANCE .. queue, consumer) == 0 then
   return 0
 end
 redis.call('HSET', LIFE .. queue, 'used', now)
-if record.auto and (attended_until(queue) or 0) <= now then
-  sweep(queue, record, now)
+if record.auto and (lives.attended_until(queue) or 0) <= now then
+  lives.sweep(queue, record, now)
   return 1
 end
-watch_life(queue)
+lives.watch(queue)
 return 0

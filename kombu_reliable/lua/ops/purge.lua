@@ -9,4 +9,4 @@ local version = redis.call('HGET', META, 'v')
 if foreign(version) then
   return refuse(version)
 end
-return discard_waiting(ARGV[2])
+return discarding()(ARGV[2])

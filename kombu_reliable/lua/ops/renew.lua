@@ -2,11 +2,12 @@
 -- the lease has expired.
 --
 -- ARGV  now | '', lease (ms), then per message: queue, id, token
--- Reply one number per message: 1 renewed, 0 nobody holds it, -1 another delivery holds it
+-- Reply one number per message: 1 renewed, or its next run was published, 0 nobody holds it,
+--       -1 it was taken from its owner
 -- Cost  O(log n) per message; at most 300 messages a call
 -- @include clock
 -- @include layout
--- @include owner
+-- @include run
 -- @include room
 -- @include silence
 local now, lease = clock(), tonumber(ARGV[2])
@@ -20,7 +21,7 @@ hear(now, tonumber(meta[2]), tonumber(meta[3]), lease)
 local function renew(queue, id, token)
   local owner = redis.call('HGET', OWNERS, id)
   if not owned_by(owner, token) then
-    return owner and -1 or 0
+    return status_of_other(id, owner, token)
   end
   local deadline = now + lease
   if redis.call('ZADD', LEASED .. queue, 'XX', 'CH', deadline, id) == 0

@@ -1,0 +1,90 @@
+-- @include alarm
+-- @include dead
+-- @include run
+-- @include wake
+-- Ends deliveries.  A settlement is five arguments: verdict, queue, id, token, reason.
+--   ack      done, forget it
+--   fail     to the dead letters, with the reason
+--   requeue  back to its old place, counts as a delivery
+--   release  back to its old place, does not count
+-- Its status: 1 settled, or its next run was published before; 0 nobody holds it;
+-- -1 it was taken from its owner.  Acks, which are nearly all, are removed together.
+local SETTLEMENT = 5
+
+local function unlease(queue, ids)
+  if redis.call('ZREM', LEASED .. queue, unpack(ids)) < #ids then
+    -- Their leases had ended, but nobody has claimed them since.
+    redis.call('ZREM', READY .. queue, unpack(ids))
+  end
+end
+
+local function give_back(queue, id, at, counts)
+  redis.call('ZADD', READY .. queue, at, id)
+  if counts then
+    mark_extra(id)
+    redis.call('HINCRBY', EXTRA .. id, 'n', 1)
+  end
+  arm(queue)
+end
+
+-- Adds the status of each settlement in ARGV[first] to ARGV[last] to `reply`.
+local function settle(first, last, now, retention, keep, reply)
+  if last < first then
+    return
+  end
+  local ids, doomed, queues, fenced = {}, {}, {}, 0
+  for i = first, last, SETTLEMENT do
+    ids[#ids + 1] = ARGV[i + 2]
+  end
+  local owners = redis.call('HMGET', OWNERS, unpack(ids))
+  local ended, others = {}, {}
+  for n, id in ipairs(ids) do
+    local i = first + (n - 1) * SETTLEMENT
+    local verdict, queue, token = ARGV[i], ARGV[i + 1], ARGV[i + 3]
+    local status = 1
+    if ended[id] then
+      status = status_of_other(id, false, token)
+    elseif not owned_by(owners[n], token) then
+      status = status_of_other(id, owners[n], token)
+    else
+      ended[id] = true
+      queues[queue] = queues[queue] or {}
+      table.insert(queues[queue], id)
+      if verdict == 'ack' then
+        doomed[#doomed + 1] = JOB .. id
+        doomed[#doomed + 1] = EXTRA .. id
+      else
+        others[#others + 1] = {verdict, queue, id, owner_place(owners[n]), ARGV[i + 4]}
+      end
+    end
+    if status == -1 then
+      fenced = fenced + 1
+    end
+    reply[#reply + 1] = status
+  end
+  if next(ended) then
+    local names = {}
+    for id in pairs(ended) do
+      names[#names + 1] = id
+    end
+    redis.call('HDEL', OWNERS, unpack(names))
+    for queue, leased in pairs(queues) do
+      unlease(queue, leased)
+    end
+  end
+  if #doomed > 0 then
+    redis.call('UNLINK', unpack(doomed))
+  end
+  for _, other in ipairs(others) do
+    local verdict, queue, id, at, reason = unpack(other)
+    if verdict == 'fail' then
+      bury(queue, id, reason, now, keep)
+      alarm_by(queue, now + retention + 1)
+    else
+      give_back(queue, id, at, verdict == 'requeue')
+    end
+  end
+  if fenced > 0 then
+    redis.call('HINCRBY', META, 'fenced', fenced)
+  end
+end

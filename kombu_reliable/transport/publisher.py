@@ -1,0 +1,140 @@
+"""Sends messages, singly or in batches, so that each is stored once however often it is sent."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, MutableMapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from kombu_reliable.errors import Fenced
+from kombu_reliable.scripts import Call
+from kombu_reliable.store import Operations, Store
+from kombu_reliable.store.operations import PUBLISH_LIMIT, REFUSED
+from kombu_reliable.transport.lanes import Nonce, abandon_lane, next_nonce
+from kombu_reliable.transport.line import LOST
+from kombu_reliable.transport.messages import NONCE
+from kombu_reliable.types import Broadcast, Outgoing
+
+if TYPE_CHECKING:
+    from kombu_reliable.transport.channel import Channel
+
+__all__ = ('Item', 'PublishBatch', 'publish')
+
+Item = Outgoing | Broadcast
+
+#: Messages of a batch that go out in one round trip.
+ROUND = 10 * PUBLISH_LIMIT
+
+#: Pauses, in seconds, before a batch whose reply was lost is sent again.
+RETRY_PAUSES = (0.0, 0.1, 0.5)
+
+
+def publish(store: Store, memory: MutableMapping[str, Any], items: Sequence[Item]) -> None:
+    """Sends ``items`` in one round trip.
+
+    Args:
+        store: the server.
+        memory: keeps the number of this publish until it has succeeded.  Whoever repeats it
+            hands in the same memory, and what was stored before is not stored again.
+        items: what to send.
+
+    Raises:
+        Fenced: a next run was refused, because its job was taken from its owner.
+        ServerFull: the server has no memory left.
+    """
+    nonce = memory.get(NONCE)
+    if nonce is None or nonce.count != len(items):
+        nonce = memory[NONCE] = next_nonce(len(items))
+    try:
+        replies = store.run_all(list(_calls(store.operations, nonce, items)))
+    except BaseException:
+        # It may be repeated, but other publishes of this thread may come first.
+        abandon_lane(nonce)
+        raise
+    # Whoever sends the same message once more on purpose gets a number of its own.
+    del memory[NONCE]
+    for reply in replies:
+        if isinstance(reply, tuple) and REFUSED in reply:
+            raise Fenced(
+                'the next run of a job was refused: its lease was lost, another worker has it'
+            )
+
+
+def _calls(operations: Operations, nonce: Nonce, items: Sequence[Item]) -> Iterator[Call[Any]]:
+    """One of several calls can fail alone, so each numbers its messages in a lane of its own."""
+    at = 0
+    number = 0
+    while at < len(items):
+        lane = f'{nonce.lane}.{number}' if number else nonce.lane
+        item = items[at]
+        if isinstance(item, Broadcast):
+            yield operations.fanout(lane, nonce.first + at, item)
+            at += 1
+        else:
+            messages = _leading_messages(items[at : at + PUBLISH_LIMIT])
+            yield operations.publish(lane, nonce.first + at, messages)
+            at += len(messages)
+        number += 1
+
+
+def _leading_messages(items: Sequence[Item]) -> list[Outgoing]:
+    messages: list[Outgoing] = []
+    for item in items:
+        if isinstance(item, Broadcast):
+            break
+        messages.append(item)
+    return messages
+
+
+class PublishBatch:
+    """What kombu's ``Producer.batch()`` collects, sent in one round trip per 2,000 messages.
+
+    Args:
+        channel: prepares the messages.
+        max_size: messages after which the batch is sent by itself.
+    """
+
+    def __init__(self, channel: Channel, max_size: int) -> None:
+        self.channel = channel
+        self._max_size = max_size
+        self._collected: list[Item] = []
+        #: Sent at least once; goes out unchanged, or what was stored could not be told apart.
+        self._in_doubt: list[Item] = []
+        self._memory: dict[str, Any] = {}
+        #: Bindings of the exchanges to which messages of this batch go.
+        self._tables: dict[str, list[str]] = {}
+
+    def publish(
+        self, message: dict[str, Any], exchange: str = '', routing_key: str = '', **kwargs: Any
+    ) -> None:
+        """Prepares a message; the errors of :meth:`.Channel.basic_publish` come at once."""
+        self._collected += self.channel.prepare(message, exchange, routing_key, self._tables)
+        if len(self._collected) >= self._max_size:
+            self.flush()
+
+    def flush(self) -> None:
+        """Sends what was collected.  After an error it can be called again: nothing is lost,
+        nothing is stored twice."""
+        self._tables = {}
+        while self._in_doubt or self._collected:
+            if not self._in_doubt:
+                self._in_doubt = self._collected[:ROUND]
+                del self._collected[:ROUND]
+            self._send()
+            self._in_doubt = []
+
+    def _send(self) -> None:
+        for pause in RETRY_PAUSES:
+            try:
+                publish(self.channel.store, self._memory, self._in_doubt)
+                return
+            except LOST:
+                time.sleep(pause)
+        publish(self.channel.store, self._memory, self._in_doubt)
+
+    def discard(self) -> None:
+        """Forgets what was not sent."""
+        self._collected, self._in_doubt = [], []
+        self._memory.clear()
+
+    close = discard
