@@ -154,16 +154,43 @@ def test_a_publish_to_a_queue_asks_the_server_nothing_else(connection: Connectio
     """Celery sends its tasks to the anonymous exchange."""
     channel = connection.channel()
     store = store_of(connection)
-    store.bindings = None  # type: ignore[method-assign, assignment]
+    store.bindings_since = None  # type: ignore[method-assign, assignment]
     assert channel._lookup('', 'celery') == ['celery']
+
+
+def test_a_publisher_that_knows_the_bindings_notices_each_change(connect: Connect) -> None:
+    publishing, other = connect(), connect(lease=5)
+    exchange = Exchange('ex', 'topic')
+
+    def route(key: str) -> list[str]:
+        queues: list[str] = publishing.default_channel._lookup('ex', key)
+        return queues
+
+    for number in range(3):
+        declare(other, f'q{number}', exchange, routing_key='#')
+        assert route('a') == [f'q{n}' for n in range(number + 1)]
+    store = store_of(publishing)
+    reads: list[str] = []
+    read = store.bindings
+    store.bindings = lambda name: reads.append(name) or read(name)  # type: ignore
+    assert route('b') == ['q0', 'q1', 'q2']
+    assert not reads
+    Queue('q1', exchange, routing_key='#')(other.channel()).unbind_from(exchange, '#')
+    assert route('b') == ['q0', 'q2']
+    other.channel().queue_delete('q0')
+    assert route('b') == ['q2']
+    raw(other).flushdb()
+    for number in range(7, 12):
+        declare(other, f'q{number}', exchange, routing_key='b')
+    assert route('b') == [f'q{n}' for n in (10, 11, 7, 8, 9)]
 
 
 def test_a_batch_reads_the_bindings_of_an_exchange_once(connection: Connection) -> None:
     exchange = Exchange('ex', 'topic')
     declare(connection, 'q', exchange, routing_key='a.#')
-    store, reads = store_of(connection), []
-    bindings = store.bindings
-    store.bindings = lambda name: reads.append(name) or bindings(name)  # type: ignore
+    store, asked = store_of(connection), []
+    ask = store.bindings_since
+    store.bindings_since = lambda *args: asked.append(args) or ask(*args)  # type: ignore
     with connection.Producer(exchange=exchange) as producer:
         if not hasattr(producer, 'batch'):
             pytest.skip('this kombu has no batches')
@@ -171,7 +198,7 @@ def test_a_batch_reads_the_bindings_of_an_exchange_once(connection: Connection) 
             for number in range(20):
                 producer.publish(number, routing_key='a.b')
     assert ready(connection, 'q') == [20]
-    assert reads == ['ex']
+    assert len(asked) == 1
 
 
 # -- exchanges -------------------------------------------------------------------

@@ -152,6 +152,24 @@ class Store:
         members: Any = self.client.smembers(self.keys.bindings(exchange))
         return sorted(member.decode() for member in members)
 
+    def bindings_since(
+        self, exchange: str, version: bytes | None
+    ) -> tuple[bytes | None, list[str] | None]:
+        """The bindings of an exchange, unless they are as they were.
+
+        Args:
+            exchange: its name.
+            version: what this method returned with the bindings that the caller knows.
+
+        Returns:
+            The version now, and the bindings, or None if the version is the same.
+        """
+        now: Any = self.client.hget(self.keys.meta, 'routes')
+        if now is not None and now == version:
+            return version, None
+        # Read after the version: what changes in between is read once more the next time.
+        return now, self.bindings(exchange)
+
     def knows_exchange(self, exchange: str) -> bool:
         """Whether anybody has bound a queue to it, or listens to it."""
         keys = self.keys

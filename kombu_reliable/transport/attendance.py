@@ -14,8 +14,9 @@ import secrets
 import threading
 import time
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import redis.exceptions
@@ -56,13 +57,17 @@ class Attendance:
     """The consumers of one process on one server.
 
     Args:
-        store: the server.
+        open_store: gives the store; called when it is needed.
     """
 
-    def __init__(self, store: Store) -> None:
-        self._store = store
+    def __init__(self, open_store: Callable[[], Store]) -> None:
+        self._open_store = open_store
         self._reset()
         _attendances.add(self)
+
+    @cached_property
+    def _store(self) -> Store:
+        return self._open_store()
 
     def _reset(self) -> None:
         self._consumer = secrets.token_urlsafe(6)

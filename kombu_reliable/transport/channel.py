@@ -21,6 +21,7 @@ from kombu_reliable.transport.messages import envelope, open_envelope, outgoing,
 from kombu_reliable.transport.publisher import Item, PublishBatch, publish
 from kombu_reliable.transport.qos import LeaseQoS
 from kombu_reliable.transport.queues import QueueChannel
+from kombu_reliable.transport.routing import Router
 from kombu_reliable.types import Broadcast, Claimed, Delivery
 
 if TYPE_CHECKING:
@@ -92,7 +93,7 @@ class Channel(QueueChannel):
         message: Mapping[str, Any],
         exchange: str,
         routing_key: str,
-        tables: dict[str, list[str]] | None = None,
+        routers: dict[str, Router] | None = None,
     ) -> list[Item]:
         """What a message becomes: one job per queue, or an entry of an exchange's stream.
 
@@ -100,7 +101,7 @@ class Channel(QueueChannel):
             message: as kombu prepared it.
             exchange: where it is sent.
             routing_key: by which it is routed.
-            tables: bindings by exchange, read once for several messages; filled in here.
+            routers: by exchange, asked for once for several messages; filled in here.
         """
         if exchange and self.typeof(exchange).type == 'fanout':
             sealed = envelope(message, message['headers'], '', exchange, routing_key)
@@ -108,7 +109,7 @@ class Channel(QueueChannel):
         options = self.endpoint.options
         return [
             outgoing(message, queue, exchange, routing_key, options)
-            for queue in self._lookup(exchange, routing_key, tables=tables)
+            for queue in self._lookup(exchange, routing_key, routers=routers)
         ]
 
     def create_publish_batch(self, max_size: int) -> PublishBatch:

@@ -52,7 +52,7 @@ class Endpoint:
 
     @cached_property
     def attendance(self) -> Attendance:
-        return Attendance(self.store)
+        return Attendance(lambda: self.store)
 
     def open_line(self, connect_timeout: float | None = None) -> Line:
         """Opens a connection for the event loop."""

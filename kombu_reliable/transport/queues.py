@@ -20,7 +20,7 @@ from kombu_reliable.store.operations import Operations
 from kombu_reliable.transport.endpoint import Endpoint
 from kombu_reliable.transport.fanout import FanoutBinding
 from kombu_reliable.transport.line import LOST
-from kombu_reliable.transport.routing import Binding, route
+from kombu_reliable.transport.routing import Binding, Router
 
 if TYPE_CHECKING:
     from kombu_reliable.transport.transport import Transport
@@ -369,23 +369,23 @@ class QueueChannel(virtual.Channel):
         exchange: str,
         routing_key: str,
         default: Any = None,
-        tables: dict[str, list[str]] | None = None,
+        routers: dict[str, Router] | None = None,
     ) -> list[str]:
         """The queues to which a message goes.
 
         The anonymous exchange, to which Celery sends its tasks, costs no round trip.  For others
-        the bindings are read each time, because anybody may have added one, or are taken from
-        ``tables`` by whoever sends several messages at once.
+        the server is asked each time whether bindings have changed; who sends several messages
+        at once asks it once, and keeps the answers in ``routers``.
 
         Raises:
             InconsistencyError: there cannot be any; the message would be lost.
         """
         if exchange:
-            tables = {} if tables is None else tables
-            if exchange not in tables:
-                tables[exchange] = self.store.bindings(exchange)
-            if tables[exchange]:
-                return route(tables[exchange], routing_key)
+            routers = {} if routers is None else routers
+            if exchange not in routers:
+                routers[exchange] = self.connection.routes.router(exchange)
+            if routers[exchange]:
+                return routers[exchange].route(routing_key)
             raise InconsistencyError(
                 f'cannot route to exchange {exchange!r}: no queue is bound to it'
             )

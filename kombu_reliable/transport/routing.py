@@ -8,7 +8,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 
-__all__ = ('Binding', 'route', 'topic_matches')
+from kombu_reliable.store import Store
+
+__all__ = ('Binding', 'Router', 'Routes', 'topic_matches')
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +31,6 @@ class Binding:
         return json.dumps([self.routing_key, self.queue, *kind])
 
     @staticmethod
-    @lru_cache(4096)
     def read(text: str) -> Binding:
         return Binding(*json.loads(text))
 
@@ -39,10 +40,52 @@ class Binding:
         return self.routing_key == routing_key
 
 
-def route(bindings: Iterable[str], routing_key: str) -> list[str]:
-    """The queues to which stored bindings lead, each once, in order."""
-    found = (Binding.read(text) for text in bindings)
-    return sorted({binding.queue for binding in found if binding.matches(routing_key)})
+class Router:
+    """Finds the queues for a routing key.
+
+    Args:
+        bindings: those of one exchange, as they are stored.
+    """
+
+    def __init__(self, bindings: Iterable[str]) -> None:
+        self._direct: dict[str, list[str]] = {}
+        self._others: list[Binding] = []
+        for text in bindings:
+            binding = Binding.read(text)
+            if binding.kind == 'direct':
+                self._direct.setdefault(binding.routing_key, []).append(binding.queue)
+            else:
+                self._others.append(binding)
+
+    def __bool__(self) -> bool:
+        return bool(self._direct or self._others)
+
+    def route(self, routing_key: str) -> list[str]:
+        """The queues to which a message goes, each once, in order."""
+        found = set(self._direct.get(routing_key, ()))
+        found.update(one.queue for one in self._others if one.matches(routing_key))
+        return sorted(found)
+
+
+class Routes:
+    """The routers of a connection; each is made anew when bindings have changed.
+
+    Args:
+        store: tells the bindings.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._known: dict[str, tuple[bytes | None, Router]] = {}
+
+    def router(self, exchange: str) -> Router:
+        """Asks the server, in one short question, whether what is known still holds."""
+        version, router = self._known.get(exchange, (None, Router(())))
+        version, bindings = self._store.bindings_since(exchange, version)
+        if bindings is not None:
+            router = Router(bindings)
+            self._known[exchange] = version, router
+        return router
 
 
 @lru_cache(4096)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import replace
+from functools import cached_property
 from typing import Any
 from urllib.parse import quote
 
@@ -20,6 +21,7 @@ from kombu_reliable.transport.line import LOST
 from kombu_reliable.transport.poller import Poller
 from kombu_reliable.transport.queues import Lifetime
 from kombu_reliable.transport.reactor import Reactor
+from kombu_reliable.transport.routing import Routes
 from kombu_reliable.urls import ServerURL, parse_url
 
 __all__ = ('Transport',)
@@ -84,6 +86,11 @@ class Transport(virtual.Transport):
         self.poller = Poller(self.endpoint)
         self.fanout = FanoutReceiver(self.endpoint)
         self.reactor = Reactor([self.fanout, self.poller])
+
+    @cached_property
+    def routes(self) -> Routes:
+        """Where messages to named exchanges go."""
+        return Routes(self.endpoint.store)
 
     def driver_version(self) -> str:
         return str(redis.__version__)

@@ -18,4 +18,8 @@ local exchange, member, queue = ARGV[2], ARGV[3], ARGV[4]
 if redis.call('EXISTS', LIFE .. queue) == 1 then
   redis.call('ZADD', BOUND .. queue, 0, note_of(exchange, member))
 end
-return redis.call('SADD', BINDINGS .. exchange, member)
+local new = redis.call('SADD', BINDINGS .. exchange, member)
+if new == 1 then
+  bindings_changed()
+end
+return new
