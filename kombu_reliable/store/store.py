@@ -140,10 +140,10 @@ class Store:
         Returns:
             Whether it was deleted.
         """
-        if self.run(self.operations.delete(queue, bindings, **spare)) < 0:
-            return False
-        self.purge(queue)
-        return True
+        deleted = self.run(self.operations.delete(queue, bindings, **spare))
+        if deleted > 0:  # one step took these, and others may be left
+            self.purge(queue)
+        return deleted >= 0
 
     # -- bindings ----------------------------------------------------------------
 

@@ -85,12 +85,14 @@ local function lifetimes()
     local again = found and now or now + LINGER
     redis.call('DEL', ATTENDANCE .. queue)
     redis.call('HSET', LIFE .. queue, 'gone', again, 'swept', found and 0 or 1)
-    if redis.call('EXISTS', LEASED .. queue) == 0 then
+    if redis.call('EXISTS', LEASED .. queue, DEAD .. queue) == 0 then
+      -- No alarm of this queue means anything else.
+      redis.call('ZADD', ALARMS, again, queue)
       redis.call('PEXPIRE', LIFE .. queue, LINGER + SWEPT)
     else
+      alarm_by(queue, again)
       redis.call('PERSIST', LIFE .. queue)
     end
-    alarm_by(queue, again)
     return deleted
   end
 
