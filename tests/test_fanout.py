@@ -251,7 +251,8 @@ def test_who_catches_up_in_time_is_told_nothing(
 # -- who listens ---------------------------------------------------------------------------
 
 
-def test_a_consumer_that_comes_back_gets_nothing_twice(connect: Connect) -> None:
+@pytest.mark.parametrize('declares', [True, False])
+def test_a_consumer_that_comes_back_gets_nothing_twice(connect: Connect, declares: bool) -> None:
     connection, other = connect(), connect()
     listener = Listener(connection)
     publish(other, 1)
@@ -259,7 +260,10 @@ def test_a_consumer_that_comes_back_gets_nothing_twice(connect: Connect) -> None
     listener.consumer.cancel()
     assert not listeners(connection)
     publish(other, 'nobody listens')
-    listener.consume()
+    if declares:
+        listener.consume()
+    else:
+        listener.consumer.consume()
     publish(other, 2)
     assert listener.got() == [2]
 

@@ -158,6 +158,14 @@ def test_one_who_fell_silent_does_not_keep_an_auto_delete_queue(lives: Lives) ->
     assert lives.leave(consumer='alive') is True
 
 
+def test_consumers_that_fell_silent_do_not_pile_up(lives: Lives) -> None:
+    lives.declare(life=5_000)
+    for number in range(20):
+        lives.attend(consumer=f'c{number}')
+        lives.others_work(4_000)
+    assert lives.client.zcard(lives.keys.attendance('q')) <= 2
+
+
 def test_leased_messages_postpone_the_end(lives: Lives) -> None:
     lives.declare(life=5_000)
     lives.bind()

@@ -67,6 +67,13 @@ class Store:
                 raise translate(reply) from reply
         return [call.decode(reply) for call, reply in zip(calls, replies, strict=True)]
 
+    def repeat(self, call: Call[T]) -> T:
+        """As :meth:`run`, for a call that may be made twice: a lost connection costs one more."""
+        try:
+            return self.run(call)
+        except (redis.exceptions.ConnectionError, redis.exceptions.TimeoutError, OSError):
+            return self.run(call)
+
     def _send(self, calls: Sequence[Call[T]]) -> list[Any]:
         if len(calls) == 1:
             try:
@@ -140,7 +147,7 @@ class Store:
         Returns:
             Whether it was deleted.
         """
-        deleted = self.run(self.operations.delete(queue, bindings, **spare))
+        deleted = self.repeat(self.operations.delete(queue, bindings, **spare))
         if deleted > 0:  # one step took these, and others may be left
             self.purge(queue)
         return deleted >= 0

@@ -80,7 +80,7 @@ class Attendance:
         """A consumer begins."""
         attended = self._attended.get(queue)
         if attended is None:
-            interval = self._store.run(self._store.operations.attend(queue, self._consumer))
+            interval = self._store.repeat(self._store.operations.attend(queue, self._consumer))
             if interval is None:
                 return
             attended = _Attended((), interval, time.monotonic() + interval)
@@ -118,7 +118,7 @@ class Attendance:
 
     def _end(self, queue: str) -> None:
         self.forget(queue)
-        self._store.run(self._store.operations.leave(queue, self._consumer))
+        self._store.repeat(self._store.operations.leave(queue, self._consumer))
 
     # -- the thread --------------------------------------------------------------
 
@@ -161,7 +161,7 @@ class Attendance:
             if not one.holders:
                 self._end(queue)
                 continue
-            interval = self._store.run(self._store.operations.attend(queue, self._consumer))
+            interval = self._store.repeat(self._store.operations.attend(queue, self._consumer))
             if interval is None:
                 interval = self._restore(queue, one)
             one.interval = interval
@@ -172,7 +172,7 @@ class Attendance:
         if one.declaration and queue in self._attended:
             self._store.run_all(one.declaration)
             logger.warning('queue %r was deleted while its consumer was away, declared anew', queue)
-            again = self._store.run(self._store.operations.attend(queue, self._consumer))
+            again = self._store.repeat(self._store.operations.attend(queue, self._consumer))
             if again is not None:
                 return again
         return one.interval

@@ -127,7 +127,7 @@ class FanoutReceiver:
     def listen(self, exchange: str, queue: str) -> str:
         """Enters a queue as a listener; returns the position behind which to read."""
         store = self._endpoint.store
-        return store.run(store.operations.listen(exchange, self._listener(queue), queue))
+        return store.repeat(store.operations.listen(exchange, self._listener(queue), queue))
 
     def stop_listening(self, exchange: str, queue: str) -> None:
         self._endpoint.store.stop_listening(exchange, self._listener(queue))

@@ -151,7 +151,7 @@ class QueueChannel(virtual.Channel):
             return
         for text in bindings:
             binding = Binding.read(text)
-            self.store.run(self.store.operations.unbind(exchange, text, binding.queue))
+            self.store.repeat(self.store.operations.unbind(exchange, text, binding.queue))
         for queue in listening:
             self._stop_listening(queue)
         for queue, source, routing_key in list(self.state.bindings):
@@ -191,7 +191,7 @@ class QueueChannel(virtual.Channel):
         if queue in self.connection.fanout_bindings:
             return queue_declare_ok_t(queue, 0, 0)
         lifetime = Lifetime(_unused_for(queue, arguments), auto_delete or exclusive)
-        waiting = self.store.run(lifetime.declare(self.store.operations, queue))
+        waiting = self.store.repeat(lifetime.declare(self.store.operations, queue))
         self.connection.lifetimes[queue] = lifetime
         if exclusive:
             # Until it is consumed, its connection stands for the consumer.
@@ -307,7 +307,7 @@ class QueueChannel(virtual.Channel):
         else:
             # Always said again: the queue may have been deleted meanwhile.
             binding = self._binding(exchange, routing_key, queue)
-            self.store.run(self.store.operations.bind(exchange, binding, queue))
+            self.store.repeat(self.store.operations.bind(exchange, binding, queue))
         self.state.binding_declare(queue, exchange, routing_key, arguments)
 
     def _bind_to_fanout(self, queue: str, exchange: str, routing_key: str) -> None:
@@ -332,7 +332,7 @@ class QueueChannel(virtual.Channel):
             del self.connection.fanout_bindings[queue]
         else:
             binding = self._binding(exchange, routing_key, queue)
-            self.store.run(self.store.operations.unbind(exchange, binding, queue))
+            self.store.repeat(self.store.operations.unbind(exchange, binding, queue))
         self.state.binding_delete(queue, exchange, routing_key)
 
     def _unsubscribe(self, queue: str) -> None:
