@@ -7,12 +7,15 @@ from typing import Any, TypeVar
 
 import redis
 import redis.exceptions
+from redis.connection import AbstractConnection
 
 from kombu_reliable.errors import LayoutError
 from kombu_reliable.keys import LAYOUT
 from kombu_reliable.scripts import Call, all_scripts, translate
+from kombu_reliable.store.connections import Connections
 from kombu_reliable.store.operations import Operations
 from kombu_reliable.types import QueueCounts
+from kombu_reliable.wire import pack
 
 __all__ = ('Store',)
 
@@ -33,6 +36,7 @@ class Store:
 
     def __init__(self, client: redis.Redis, operations: Operations) -> None:
         self.client = client
+        self._connections = Connections(client.connection_pool)
         self.operations = operations
         self.keys = operations.keys
 
@@ -75,15 +79,16 @@ class Store:
             return self.run(call)
 
     def _send(self, calls: Sequence[Call[T]]) -> list[Any]:
-        if len(calls) == 1:
-            try:
-                return [self.client.execute_command(*calls[0].command())]
-            except redis.exceptions.ResponseError as error:
-                return [error]
-        with self.client.pipeline(transaction=False) as pipe:
-            for call in calls:
-                pipe.execute_command(*call.command())
-            return pipe.execute(raise_on_error=False)
+        connection = self._connections.take()
+        try:
+            packed = b''.join(pack(call.command()) for call in calls)
+            connection.send_packed_command([packed], check_health=False)
+            replies = [_read(connection) for _ in calls]
+        except BaseException:
+            self._connections.give_back_broken(connection)
+            raise
+        self._connections.give_back(connection)
+        return replies
 
     def load_scripts(self) -> None:
         """Makes the server know all operations."""
@@ -186,3 +191,11 @@ class Store:
 
     def stop_listening(self, exchange: str, listener: str) -> None:
         self.client.zrem(self.keys.listeners(exchange), listener)
+
+
+def _read(connection: AbstractConnection) -> Any:
+    """An error reply is one of several: the others must be read as well."""
+    try:
+        return connection.read_response()
+    except redis.exceptions.ResponseError as error:
+        return error
