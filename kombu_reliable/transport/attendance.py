@@ -115,6 +115,7 @@ class Attendance:
         """The queue is gone, or needs no signs any more."""
         with self._lock:
             self._attended.pop(queue, None)
+        self._changed.set()  # the thread ends with the last one
 
     def _end(self, queue: str) -> None:
         self.forget(queue)
