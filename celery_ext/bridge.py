@@ -16,6 +16,7 @@ from typing import Any
 from celery import bootsteps, signals
 from celery.worker import state
 
+from celery_ext import settling
 from kombu_reliable import set_hooks
 
 __all__ = ('connect',)
@@ -29,6 +30,8 @@ _consumer: weakref.ref[Any] | None = None
 
 def connect() -> None:
     """Installs the hooks as soon as a worker of this process is ready; idempotent."""
+    signals.celeryd_init.connect(settling.install, weak=False, dispatch_uid='kombu_reliable')
+    signals.worker_shutdown.connect(settling.finish, weak=False, dispatch_uid='kombu_reliable')
     signals.worker_ready.connect(_on_worker_ready, weak=False, dispatch_uid='kombu_reliable')
 
 

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from kombu_reliable.hooks import set_hooks
     from kombu_reliable.options import Options
     from kombu_reliable.transport import Transport
+    from kombu_reliable.transport.keeper import finish_settling
     from kombu_reliable.transport.messages import TOKEN_HEADER
     from kombu_reliable.urls import ServerURL, parse_url
 
@@ -45,6 +46,7 @@ _HOME = {
     'ReliableError': 'errors',
     'ServerFull': 'errors',
     'UnsupportedServer': 'errors',
+    'finish_settling': 'transport.keeper',
     'set_hooks': 'hooks',
     'Options': 'options',
     'Transport': 'transport',
@@ -69,6 +71,7 @@ __all__ = (
     'ServerURL',
     'Transport',
     'UnsupportedServer',
+    'finish_settling',
     'parse_url',
     'register',
     'set_hooks',

@@ -127,13 +127,21 @@ def open_connection(
     Args:
         url: the server.
         options: timeouts, credentials and TLS.
-        connect_timeout: a shorter limit than the options', in seconds.
+        connect_timeout: a shorter limit than the options', in seconds; also for each answer of
+            the server until the connection is ready.
     """
     kwargs = connection_kwargs(url, options)
-    if connect_timeout is not None and 'socket_connect_timeout' in kwargs:
-        kwargs['socket_connect_timeout'] = min(connect_timeout, kwargs['socket_connect_timeout'])
+    if connect_timeout is not None:
+        for name in ('socket_connect_timeout', 'socket_timeout'):
+            if name in kwargs:
+                kwargs[name] = min(connect_timeout, kwargs[name])
     connection = connection_factory(url, options)(**kwargs)
     connection.connect()
+    # A kernel accepts connections for a server that hangs.
+    connection.send_command('PING')
+    connection.read_response()
+    connection.socket_timeout = options.socket_timeout
+    connection._sock.settimeout(options.socket_timeout)  # type: ignore[attr-defined]
     return connection
 
 

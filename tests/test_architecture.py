@@ -14,7 +14,7 @@ PACKAGE = ROOT / 'kombu_reliable'
 
 #: Imports go from a later layer to an earlier one, or stay inside their own.
 LAYERS = (
-    {'errors', 'types', 'hooks'},
+    {'errors', 'wire', 'types', 'hooks'},
     {'keys', 'options', 'urls', 'envelope', 'registration', 'embedded_watcher'},
     {'scripts', 'embedded'},
     {'client', 'store'},

@@ -1059,6 +1059,7 @@ def one_call_of_each(operations: Operations) -> Iterator[Call[Any]]:
     yield operations.renew([('q', 'a', 't.1')])
     yield operations.settle([Settlement(ACK, 'q', 'a', 't.1')])
     yield operations.purge('q')
+    yield operations.publish('lane', 0, [Outgoing('a', 'q', 0, '0', b'', run=('t', 'a'))])
     yield operations.fanout('lane', 1, Broadcast('x', 'key', b'hello'))
     yield operations.listen('x', 'one')
     yield operations.declare('q', 1000)

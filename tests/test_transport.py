@@ -336,6 +336,16 @@ def test_an_exchange_without_queues_is_an_error(connection: Connection) -> None:
         producer.publish('lost?', routing_key='x')
 
 
+def test_an_exchange_without_queues_is_an_error_at_once_with_retries_as_well(
+    connection: Connection,
+) -> None:
+    """As for the reply to a remote control command whose sender has gone: kombu sets no limit."""
+    with pytest.raises(InconsistencyError):
+        connection.Producer().publish(
+            'x', exchange=Exchange('nobody', 'direct'), routing_key='x', retry=True
+        )
+
+
 def test_fanout_reaches_all_who_listen_and_costs_nothing_else(connect: Connect) -> None:
     exchange = Exchange('news', 'fanout')
     producing = connect()

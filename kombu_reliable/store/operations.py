@@ -34,7 +34,9 @@ _QUEUE_LENGTH = slice(17, 21)
 _RECORD_HEAD = 21
 
 
-def _texts(reply: Sequence[bytes]) -> tuple[str, ...]:
+def _texts(reply: bytes | Sequence[bytes]) -> tuple[str, ...]:
+    if isinstance(reply, bytes):
+        return (reply.decode(),)
     return tuple(item.decode() for item in reply)
 
 
@@ -83,10 +85,13 @@ class Operations:
     def publish(self, lane: str, first: int, messages: Sequence[Outgoing]) -> Call[tuple[str, ...]]:
         """Stores messages; the value is the key of each, ``''`` if it was stored before and
         :data:`REFUSED` if it was refused."""
+        featured = any(one.run for one in messages)
         args: list[Argument] = [lane, first]
         for one in messages:
-            args += [one.id, one.queue, one.rank, one.due, one.envelope, one.features]
-        return self._call('publish', _texts, *args)
+            args += [one.id, one.queue, one.rank, one.due, one.envelope]
+            if featured:
+                args.append(one.features)
+        return self._call('publish_featured' if featured else 'publish', _texts, *args)
 
     def claim(
         self,

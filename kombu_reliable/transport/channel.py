@@ -10,17 +10,19 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from kombu.exceptions import ChannelError
+from kombu.exceptions import ChannelError, OperationalError
 from kombu.transport import virtual
 from kombu.utils.scheduling import cycle_by_name
 
 from kombu_reliable import hooks
 from kombu_reliable.envelope import CorruptEnvelope
 from kombu_reliable.scripts import Call
+from kombu_reliable.transport.line import LOST
 from kombu_reliable.transport.messages import envelope, open_envelope, outgoing, payload
 from kombu_reliable.transport.publisher import Item, PublishBatch, publish
 from kombu_reliable.transport.qos import LeaseQoS
 from kombu_reliable.transport.queues import QueueChannel
+from kombu_reliable.transport.received import Message
 from kombu_reliable.transport.routing import Router
 from kombu_reliable.types import Broadcast, Claimed, Delivery
 
@@ -45,6 +47,7 @@ class Consumer:
 class Channel(QueueChannel):
     """A channel over leased delivery."""
 
+    Message = Message
     QoS = LeaseQoS
     supports_fanout = True
     #: Bodies travel as the bytes that they are.
@@ -86,7 +89,21 @@ class Channel(QueueChannel):
             Fenced: it is the next run of a job that was taken from its owner.
             InconsistencyError: no queue is bound to the exchange.
         """
-        publish(self.store, message['properties'], self.prepare(message, exchange, routing_key))
+        items = self.prepare(message, exchange, routing_key)
+        if self.endpoint.must_not_wait and any(isinstance(item, Broadcast) for item in items):
+            self._broadcast_once(message['properties'], items)
+        else:
+            publish(self.store, message['properties'], items)
+
+    def _broadcast_once(self, properties: dict[str, Any], items: list[Item]) -> None:
+        """Celery's heartbeat has kombu try again for ever, in the event loop: no task would run
+        until then."""
+        if self.endpoint.bereft:
+            raise OperationalError(f'{self.endpoint.url} is away')
+        try:
+            publish(self.store, properties, items)
+        except LOST as error:
+            raise OperationalError(str(error)) from error
 
     def prepare(
         self,
@@ -226,7 +243,7 @@ class Channel(QueueChannel):
         self.qos.ack(delivery_tag)
 
     def _release_unstarted(self, queue: str | None = None) -> None:
-        tags = self.qos.tags
+        tags = self.qos.unbegun
         if queue is not None:
             tags = frozenset(tag for tag in tags if self.keeper.queue_of(tag) == queue)
         for tag in tags - hooks.started(tags):

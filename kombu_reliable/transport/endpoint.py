@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import weakref
-from dataclasses import fields
+from dataclasses import fields, replace
 from functools import cached_property
 
 import redis
@@ -38,6 +39,11 @@ class Endpoint:
         self.url = url
         self.options = options
         self._verified = False
+        #: Earliest moment of the next attempt to connect, by whomever, on the monotonic clock.
+        self.retry_at = 0.0
+        #: Those who have lost a connection for the event loop and have no new one yet.
+        self.bereft: weakref.WeakSet[object] = weakref.WeakSet()
+        self._loop_thread: tuple[int, int] | None = None
         self.operations = Operations(Keys(url.db, options.global_keyprefix), options)
 
     @cached_property
@@ -46,9 +52,15 @@ class Endpoint:
 
     @cached_property
     def keeper(self) -> Keeper:
-        # A client of its own: the keeper must not wait for publishers' connections.
-        url, options, operations = self.url, self.options, self.operations
-        return Keeper(lambda: Store(connect_client(url, options), operations), options.lease)
+        # A client of its own: the keeper must not wait for publishers' connections, and a dead
+        # one must leave it the time to renew on a new one.
+        url, operations, lease = self.url, self.operations, self.options.lease
+        options = replace(
+            self.options,
+            socket_timeout=min(self.options.socket_timeout, lease / 3),
+            socket_connect_timeout=min(self.options.socket_connect_timeout, lease / 3),
+        )
+        return Keeper(lambda: Store(connect_client(url, options), operations), lease)
 
     @cached_property
     def attendance(self) -> Attendance:
@@ -59,6 +71,16 @@ class Endpoint:
         if self.url.kind == 'fakeredis':
             return SimulatedLine(connect_client(self.url, self.options))
         return ServerLine(open_connection(self.url, self.options, connect_timeout=connect_timeout))
+
+    def serve_in_loop(self, served: bool) -> None:
+        """Notes that an event loop in this thread serves this endpoint, or none any more."""
+        self._loop_thread = (os.getpid(), threading.get_ident()) if served else None
+
+    @property
+    def must_not_wait(self) -> bool:
+        """Whether the caller is the event loop, on which all tasks of a worker depend."""
+        # A forked child has its parent's thread numbers, but not its duties.
+        return self._loop_thread == (os.getpid(), threading.get_ident())
 
     def verify(self) -> None:
         """Connects and makes sure that this server and its data can be used.

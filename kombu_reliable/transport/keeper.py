@@ -28,7 +28,7 @@ from kombu_reliable.store import Store
 from kombu_reliable.store.operations import RENEW_LIMIT, SETTLE_LIMIT
 from kombu_reliable.types import Delivery, Settlement, Status, Verdict
 
-__all__ = ('Keeper', 'Posted')
+__all__ = ('Keeper', 'Posted', 'finish_settling')
 
 logger = logging.getLogger('kombu_reliable')
 
@@ -111,6 +111,8 @@ class Keeper:
         self._next_renewal = 0.0
         self._failing_since: float | None = None
         self._next_warning = 0.0
+        self._announced = False
+        self._gave_up_at = float('-inf')
 
     # -- registry ----------------------------------------------------------------
 
@@ -280,10 +282,21 @@ class Keeper:
         The thread may take one at any moment and will not live to send it, so this looks again
         until all are confirmed.
         """
+        if time.monotonic() - self._gave_up_at < 2 * FAREWELL:
+            return
         deadline = time.monotonic() + FAREWELL
+        error: Exception | None = None
         while self.unsettled and time.monotonic() < deadline:
             self._recall_overdue(patience=0.0)
-            self.flush()
+            if error := _try(self.flush):
+                time.sleep(PATIENCE)
+        lost = [held for held in list(self._held.values()) if held.settled]
+        if lost:
+            self._gave_up_at = time.monotonic()
+            logger.error(
+                '%d settlements could not be sent (%s); these tasks run again: %s',
+                len(lost), error, ', '.join(held.id for held in lost[:10]),
+            )  # fmt: skip
 
     def _renew_if_due(self) -> None:
         if time.monotonic() < self._next_renewal:
@@ -303,20 +316,22 @@ class Keeper:
             self.renewed(batch, statuses)
 
     def _failed(self, error: Exception) -> None:
+        """One failure is how a lost connection is noticed; the next attempt opens another."""
         now = time.monotonic()
         if self._failing_since is None:
-            self._failing_since, self._next_warning = now, now
-        if now >= self._next_warning:
+            self._failing_since = now
+        elif now >= self._next_warning:
             self._next_warning = now + REPEAT_WARNING
+            self._announced = True
             logger.warning('cannot renew or settle (%s), trying on', error)
         time.sleep(min(0.5, self._interval / 4))
 
     def _recovered(self) -> None:
-        if self._failing_since is not None:
+        if self._failing_since is not None and self._announced:
             logger.warning(
                 'renewing and settling again after %.1f s', time.monotonic() - self._failing_since
             )
-            self._failing_since = None
+        self._failing_since, self._announced = None, False
 
 
 def _try(step: Callable[[], None]) -> Exception | None:
@@ -339,13 +354,12 @@ def _forget_in_child() -> None:
         keeper._reset()
 
 
-def _flush_at_exit() -> None:
+def finish_settling() -> None:
+    """Sends what this process has settled and no server has confirmed; takes some seconds at
+    most.  It happens at exit by itself; a program that replaces itself calls it before."""
     for keeper in list(_keepers):
-        try:
-            keeper.finish()
-        except Exception as error:
-            logger.warning('settlements were not sent at exit: %s', error)
+        keeper.finish()
 
 
 os.register_at_fork(after_in_child=_forget_in_child)
-atexit.register(_flush_at_exit)
+atexit.register(finish_settling)

@@ -32,6 +32,7 @@ class LeaseQoS:
         #: In the order of their delivery.
         self._tags: dict[str, None] = {}
         self._waiting: set[str] = set()
+        self._begun: set[str] = set()
 
     def can_consume(self) -> bool:
         """Whether the channel may hold one more message.
@@ -48,6 +49,7 @@ class LeaseQoS:
         for tag in self._tags.copy():
             if not self.channel.keeper.holds(tag):
                 self._tags.pop(tag, None)
+                self._begun.discard(tag)
 
     def can_consume_max_estimate(self) -> int | None:
         if self.prefetch_count:
@@ -95,6 +97,16 @@ class LeaseQoS:
     def handed_out(self, delivery_tag: str) -> None:
         self._waiting.discard(delivery_tag)
 
+    def begin(self, delivery_tag: str) -> None:
+        """Notes that the work has started: however it ends, this delivery counts."""
+        if delivery_tag in self._tags:
+            self._begun.add(delivery_tag)
+
+    @property
+    def unbegun(self) -> frozenset[str]:
+        """The tags of what was delivered, and not begun as far as is known here."""
+        return self.tags - self._begun
+
     def ack(self, delivery_tag: str) -> None:
         self._settle(delivery_tag, Verdict.ACK)
 
@@ -114,6 +126,7 @@ class LeaseQoS:
     def _settle(self, delivery_tag: str, verdict: Verdict, reason: str = '') -> None:
         self._tags.pop(delivery_tag, None)
         self._waiting.discard(delivery_tag)
+        self._begun.discard(delivery_tag)
         self.channel.keeper.settle(delivery_tag, verdict, reason)
         self.channel.nudge()
 

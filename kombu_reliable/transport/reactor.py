@@ -178,6 +178,10 @@ class Reactor:
         loop.on_tick.add(self._on_tick)
         self._listen_to_signals(writer)
 
+    @property
+    def in_loop(self) -> bool:
+        return self._loop is not None
+
     def unregister(self) -> None:
         loop, self._loop = self._loop, None
         if loop is None or os.getpid() != self._pid:

@@ -45,8 +45,16 @@ class Reconnect:
         self._pause = FIRST_PAUSE
         self._next_warning = 0.0
         self._announced = False
-        #: Earliest moment of the next attempt, on the monotonic clock.
-        self.retry_at = 0.0
+        self._retry_at = 0.0
+
+    @property
+    def retry_at(self) -> float:
+        """Earliest moment of the next attempt, on the monotonic clock.
+
+        Where one has just failed to connect, the others need not try: each attempt may hold up
+        the event loop.
+        """
+        return max(self._retry_at, self._endpoint.retry_at)
 
     def open(self) -> Line | None:
         """Tries once, if it is time to; None means later.
@@ -63,7 +71,10 @@ class Reconnect:
             raise AccessRefused(f'{self._endpoint.url} refuses access: {error}') from None
         except LOST as error:
             self.failed(error)
+            self._endpoint.retry_at = self._retry_at
             return None
+        self._endpoint.retry_at = 0.0
+        self._endpoint.bereft.discard(self)
         self._opened_at = time.monotonic()
         if self._lost_at is not None and not self._announced:
             self._announced = True
@@ -82,6 +93,7 @@ class Reconnect:
             ConnectionError: ``reconnect_timeout`` is over.
         """
         now = time.monotonic()
+        self._endpoint.bereft.add(self)
         if self._opened_at is not None and now - self._opened_at >= STABLE:
             self._lost_at, self._pause = None, FIRST_PAUSE
         self._opened_at = None
@@ -98,5 +110,5 @@ class Reconnect:
         limit = self._endpoint.options.reconnect_timeout
         if limit is not None and now - self._lost_at >= limit:
             raise error
-        self.retry_at = now + self._pause
+        self._retry_at = now + self._pause
         self._pause = min(LONGEST_PAUSE, 2 * self._pause)

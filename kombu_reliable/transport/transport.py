@@ -48,13 +48,15 @@ class Transport(virtual.Transport):
     driver_type = 'redis'
     driver_name = 'kombu_reliable'
 
-    connection_errors = recoverable_connection_errors = (
-        *virtual.Transport.connection_errors,
+    #: kombu repeats a publish on these, for ever if nobody set a limit.  Its own
+    #: ``InconsistencyError`` (no queue is bound) must not be among them.
+    recoverable_connection_errors = (
         redis.exceptions.ConnectionError,
         redis.exceptions.TimeoutError,
         ConnectionLost,
         OSError,
     )
+    connection_errors = (*virtual.Transport.connection_errors, *recoverable_connection_errors)
     channel_errors = (*virtual.Transport.channel_errors, redis.exceptions.ResponseError)
     recoverable_channel_errors = ()
 
@@ -118,9 +120,15 @@ class Transport(virtual.Transport):
 
     def register_with_event_loop(self, connection: Any, loop: Any) -> None:
         self.reactor.register(loop)
+        self.endpoint.serve_in_loop(True)
 
     def unregister_from_event_loop(self, connection: Any, loop: Any) -> None:
+        self._leave_loop()
         self.reactor.unregister()
+
+    def _leave_loop(self) -> None:
+        if self.reactor.in_loop:
+            self.endpoint.serve_in_loop(False)
 
     def close_connection(self, connection: Any) -> None:
         for channel in list(self.channels):
@@ -131,6 +139,7 @@ class Transport(virtual.Transport):
                 self.fanout.stop_listening(binding.exchange, queue)
         self.fanout.close()
         self.endpoint.attendance.leave_all(self)
+        self._leave_loop()
         self.reactor.close()
 
     def _collect(self, connection: Any) -> None:
@@ -143,6 +152,7 @@ class Transport(virtual.Transport):
         self.channels.clear()
         self.poller.forget()
         self.fanout.close()
+        self._leave_loop()
         self.reactor.close()
 
 

@@ -6,6 +6,7 @@ nothing of this package: that a broker URL is enough is part of what is tested.
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import signal
@@ -122,10 +123,21 @@ def reject(self: Task, requeue: bool) -> None:
 
 
 @app.task(bind=True)
-def die(self: Task) -> None:
-    """Takes its pool process down."""
-    note(self, 'ran')
-    os._exit(7)
+def die(self: Task, how: str = 'exit at once') -> None:
+    """Takes its pool process down, in one of the ways that tasks find."""
+    note(self, 'ran', value=how)
+    if how == 'exit at once':
+        os._exit(7)
+    elif how == 'SystemExit':
+        raise SystemExit(3)
+    elif how == 'MemoryError':
+        raise MemoryError('on purpose')
+    elif how == 'segfault':
+        ctypes.string_at(0)
+    elif how == 'killed':
+        os.kill(os.getpid(), signal.SIGKILL)
+    else:
+        raise ValueError(how)
 
 
 @app.task(bind=True, rate_limit='10/s')

@@ -321,6 +321,11 @@ class Link:
             await self._close()
             await _cancel(receiver)
 
+    def strand(self) -> None:
+        """From now on rules of its own apply, which let nothing pass."""
+        self._rules = Rules()
+        self._rules.forwarding.clear()
+
     def reset(self) -> None:
         """Break the connection at both ends without sending what is left."""
         for peer in self._peers():
@@ -517,6 +522,15 @@ class Proxy:
     def stop_forwarding(self) -> None:
         """Hold back all bytes, and new connections; accept them, and close nothing."""
         self._do(self._rules.forwarding.clear)
+
+    def strand(self) -> None:
+        """Forward nothing any more on the connections there are, for good; new ones work."""
+
+        def change() -> None:
+            for link in self._links:
+                link.strand()
+
+        self._do(change)
 
     def resume_forwarding(self) -> None:
         self._do(self._rules.forwarding.set)

@@ -8,7 +8,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -94,6 +94,10 @@ class Worker:
         """Warm shutdown."""
         self.process.send_signal(signal.SIGTERM)
 
+    def quit(self) -> None:
+        """Cold shutdown."""
+        self.process.send_signal(signal.SIGQUIT)
+
     def pause(self) -> None:
         os.killpg(self.pid, signal.SIGSTOP)
 
@@ -150,6 +154,8 @@ class Fleet:
         pool: str = 'prefork',
         broker: str | None = None,
         ready: bool = True,
+        program: Sequence[str] = (sys.executable, '-m', 'celery'),
+        **environment: str,
     ) -> Worker:
         """Starts a worker with further command line arguments and waits until it is ready."""
         name = f'w{len(self.workers) + 1}'
@@ -157,11 +163,12 @@ class Fleet:
         with log.open('wb') as output:
             process = subprocess.Popen(
                 [
-                    sys.executable, '-m', 'celery', '-A', 'tests.support.app', 'worker',
+                    *program, '-A', 'tests.support.app', 'worker',
                     '-l', 'INFO', '-n', f'{name}@test', '-c', str(concurrency), '-P', pool,
                     *arguments,
                 ],
-                cwd=ROOT, env=self.environment(broker), stdin=subprocess.DEVNULL,
+                cwd=ROOT, env={**self.environment(broker), **environment},
+                stdin=subprocess.DEVNULL,
                 stdout=output, stderr=subprocess.STDOUT, start_new_session=True,
             )  # fmt: skip
         worker = Worker(name, process, log)

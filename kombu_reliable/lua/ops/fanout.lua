@@ -7,6 +7,7 @@
 -- @include clock
 -- @include layout
 -- @include nonce
+-- @include room
 local version = redis.call('HGET', META, 'v')
 if foreign(version) then
   return refuse(version)
@@ -18,6 +19,7 @@ if redis.call('ZCOUNT', LISTENERS .. exchange, now, '+inf') == 0 then
 end
 local made, known = made_before(lane, number, 1)
 if made == 0 then
+  enter_full_server() -- remote control helps; a stream is capped
   remember(lane, number, now, known)
   redis.call('XADD', FANOUT .. exchange, 'MAXLEN', '~', ARGV[7], '*', 'k', ARGV[5], 'm', ARGV[6])
   redis.call('PEXPIRE', FANOUT .. exchange, ARGV[8])

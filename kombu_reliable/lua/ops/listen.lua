@@ -5,10 +5,12 @@
 -- Cost  O(log n)
 -- @include clock
 -- @include layout
+-- @include room
 local version = redis.call('HGET', META, 'v')
 if foreign(version) then
   return refuse(version)
 end
+enter_full_server() -- a worker must be able to start and empty it
 local now = clock()
 local key = LISTENERS .. ARGV[2]
 redis.call('ZADD', key, now + ARGV[5], ARGV[3])
