@@ -1,6 +1,6 @@
 """Tells the transport what only Celery's worker knows: what has started, and what idles.
 
-It also mends two things in Celery's prefork pool that would cost tasks time or run them twice.
+It also mends what in Celery's pools would cost tasks time, run them twice, or drop them.
 
 When a worker shuts down, Celery drops the requests that its pool has not got yet and keeps
 their messages unsettled until the last running task has ended.  The transport asks here which
@@ -9,11 +9,14 @@ ones will still run and gives the others back at once.
 
 from __future__ import annotations
 
+import logging
 import weakref
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import Any
 
 from celery import bootsteps, signals
+from celery.concurrency import thread
 from celery.worker import state
 
 from celery_ext import settling
@@ -21,11 +24,30 @@ from kombu_reliable import set_hooks
 
 __all__ = ('connect',)
 
+logger = logging.getLogger('kombu_reliable')
+
+#: What Celery's pools of greenlets report of one that was killed.
+KILLED = (False, None, None)
+
 #: How soon, in seconds, and how often a process that closed its pipe is looked at again.
 REAP_PAUSE = 0.02
 REAP_TRIES = 50
 
 _consumer: weakref.ref[Any] | None = None
+
+#: Requests that a pool without processes of its own was given; those of the threads pool with
+#: their futures.
+_given: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
+
+
+def _current() -> Any | None:
+    return _consumer() if _consumer is not None else None
+
+
+def _transport() -> Any | None:
+    connection = getattr(_current(), 'connection', None)
+    # A closed connection would make itself a new one.
+    return connection.transport if connection is not None and connection.connected else None
 
 
 def connect() -> None:
@@ -38,7 +60,16 @@ def connect() -> None:
 def _on_worker_ready(sender: Any, **_: Any) -> None:
     global _consumer
     _consumer = weakref.ref(sender)
-    set_hooks(started=_started, idle_slots=_idle_slots)
+    green = sender.pool.is_green
+    set_hooks(
+        started=_started,
+        idle_slots=_idle_slots,
+        room=_room if green else None,
+        stopping=_stopping,
+    )
+    if green:
+        signals.task_postrun.connect(_on_task_postrun, weak=False, dispatch_uid='kombu_reliable')
+    _watch_what_is_given(sender.pool)
     _keep_written_jobs(sender.pool)
     _notice_dead_processes(sender.pool, sender.hub)
 
@@ -95,15 +126,17 @@ def _notice_dead_processes(pool: Any, hub: Any) -> None:
 
 
 def _started(tokens: frozenset[str]) -> Iterable[str]:
-    consumer = _consumer() if _consumer is not None else None
+    consumer = _current()
     if consumer is None or consumer.blueprint.state not in (bootsteps.CLOSE, bootsteps.TERMINATE):
         # A queue was cancelled, not the worker: what was prefetched still runs here.
         return tokens
-    jobs = _jobs(consumer.pool)
-    if jobs is None:
-        # Other pools run everything that they were given.
+    if consumer.task_consumer is None:
         return tokens
-    return {request.message.delivery_tag for request in _kept(jobs)}
+    # A task may consume messages by itself.
+    others: frozenset[str] = tokens - consumer.task_consumer.channel.qos.tags
+    jobs = _jobs(consumer.pool)
+    kept = _not_withdrawn(tokens) if jobs is None else _kept(jobs)
+    return others | {request.message.delivery_tag for request in kept}
 
 
 def _kept(jobs: dict[int, Any]) -> Iterator[Any]:
@@ -115,7 +148,92 @@ def _kept(jobs: dict[int, Any]) -> Iterator[Any]:
             yield request
 
 
+def _watch_what_is_given(pool: Any) -> None:
+    """Notes what a pool without processes gets, and settles what Celery leaves unsettled there."""
+    apply: Callable[..., Any] = pool.on_apply
+    if _jobs(pool) is not None or getattr(apply, 'is_watched', False):
+        return
+
+    def on_apply(*args: Any, **kwargs: Any) -> Any:
+        request = getattr(kwargs.get('accept_callback'), '__self__', None)
+        callback = kwargs.get('callback')
+        if request is None or callback is None:
+            return apply(*args, **kwargs)
+        _given[request] = None
+        result = apply(*args, **(kwargs | {'callback': partial(_ended, request, callback)}))
+        _given[request] = result.f if isinstance(result, thread.ApplyResult) else None
+        return result
+
+    on_apply.is_watched = True  # type: ignore[attr-defined]
+    pool.on_apply = on_apply
+
+
+def _ended(request: Any, callback: Callable[[Any], None], outcome: Any) -> None:
+    """Celery counts a greenlet that was killed as a success, and forgets a task that raised
+    SystemExit: neither has ended well, so they run again, up to the delivery limit.
+
+    A task that was revoked is settled already.
+    """
+    if outcome == KILLED:
+        _run_again(request)
+        return
+    try:
+        callback(outcome)
+    except BaseException:
+        _run_again(request)
+        raise
+
+
+def _run_again(request: Any) -> None:
+    state.task_ready(request)
+    request.reject(requeue=True)
+
+
+def _not_withdrawn(tokens: frozenset[str]) -> Iterator[Any]:
+    """The requests that run or will run.
+
+    The threads pool drops what waits for a thread when it stops, so that is withdrawn here.
+    Other pools run everything that they were given.
+    """
+    yield from state.active_requests
+    for request, future in list(_given.items()):
+        if request.message.delivery_tag in tokens and not (future and future.cancel()):
+            yield request
+
+
+def _room(transport: Any) -> bool:
+    """Whether a pool of greenlets can take one more message of Celery's.
+
+    It blocks its caller otherwise, and that is Celery's event loop: remote control and
+    shutdown would have to wait for a task to end.  The autoscaler, however, goes by that.
+    """
+    consumer = _current()
+    if consumer is None or transport is not _transport():
+        return True
+    if getattr(consumer.controller, 'autoscaler', None) is not None:
+        return True
+    greenlets = consumer.pool._pool
+    free = getattr(greenlets, 'free_count', None) or getattr(greenlets, 'free', None)
+    return free is None or free() > 0
+
+
+def _on_task_postrun(**_: Any) -> None:
+    """There will be room in a moment: whoever waits for it should look."""
+    reactor = getattr(_transport(), 'reactor', None)
+    if reactor is not None:
+        reactor.flush_soon()
+
+
+def _stopping(transport: Any) -> bool | None:
+    """Whether Celery's loop, which drains this transport, will end as soon as it looks."""
+    if transport is not _transport():
+        return None
+    told = (state.should_stop, state.should_terminate)
+    # An exit code of 0 says yes.
+    return any(word is not None and word is not False for word in told)
+
+
 def _idle_slots() -> int | None:
-    consumer = _consumer() if _consumer is not None else None
+    consumer = _current()
     slots = getattr(getattr(consumer, 'pool', None), 'num_processes', None)
     return None if slots is None else slots - len(state.reserved_requests)

@@ -390,7 +390,6 @@ for each in threads: each.join()
 
 
 def test_gevent(user, data):
-    pytest.importorskip('gevent')
     one = user(prepare='from gevent import monkey; monkey.patch_all()').joined()
     one.do('CONFIG', 'SET', 'appendfsync', 'always')
     one.do('SET', 'key', 'value')

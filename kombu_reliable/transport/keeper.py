@@ -12,13 +12,11 @@ from __future__ import annotations
 import atexit
 import logging
 import os
-import threading
 import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import redis.exceptions
@@ -26,6 +24,7 @@ import redis.exceptions
 from kombu_reliable.errors import ReliableError
 from kombu_reliable.store import Store
 from kombu_reliable.store.operations import RENEW_LIMIT, SETTLE_LIMIT
+from kombu_reliable.transport.native import Log, NativeThread, Wake, native
 from kombu_reliable.types import Delivery, Settlement, Status, Verdict
 
 __all__ = ('Keeper', 'Posted', 'finish_settling')
@@ -51,7 +50,7 @@ REPEAT_WARNING = 30.0
 class _Held:
     """One delivery in the hands of this process."""
 
-    __slots__ = ('id', 'lost', 'message', 'queue', 'settled', 'token')
+    __slots__ = ('dropped_at', 'id', 'lost', 'message', 'queue', 'settled', 'token')
 
     def __init__(self, delivery: Delivery) -> None:
         self.queue = delivery.queue
@@ -63,6 +62,8 @@ class _Held:
         self.lost = False
         #: None until it is handed out.
         self.message: weakref.ref[Any] | None = None
+        #: When it was seen that nobody holds the message any more, on the monotonic clock.
+        self.dropped_at: float | None = None
 
     def wanted(self) -> bool:
         return self.settled or self.message is None or self.message() is not None
@@ -97,17 +98,31 @@ class Keeper:
         self._reset()
         _keepers.add(self)
 
-    @cached_property
+    @property
     def _store(self) -> Store:
-        return self._open_store()
+        """Each thread has its own: green sockets cannot change their thread."""
+        ident = self._native.get_ident()
+        store = self._stores.get(ident)
+        if store is None:
+            store = self._stores[ident] = self._open_store()
+        return store
+
+    def _close_store(self) -> None:
+        store = self._stores.pop(self._native.get_ident(), None)
+        if store is not None:
+            store.client.close()
 
     def _reset(self) -> None:
+        self._native = native()
+        self._log = Log(self._native)
+        self._stores: dict[int, Store] = {}
         self._held: dict[str, _Held] = {}
         self._outbox: deque[Posted] = deque()
         self._under_way: dict[int, tuple[float, list[Posted]]] = {}
-        self._wake = threading.Event()
-        self._lock = threading.Lock()
-        self._thread: threading.Thread | None = None
+        self._wake = Wake(self._native)
+        self._lock = self._native.allocate_lock()
+        self._thread: NativeThread | None = None
+        self._stopping = False
         self._next_renewal = 0.0
         self._failing_since: float | None = None
         self._next_warning = 0.0
@@ -129,9 +144,7 @@ class Keeper:
         with self._lock:
             if self._thread is None or not self._thread.is_alive():
                 self._next_renewal = time.monotonic() + self._interval
-                thread = threading.Thread(target=self._run, name='kombu-keeper', daemon=True)
-                thread.start()
-                self._thread = thread
+                self._thread = NativeThread(self._native, self._run)
 
     def attach(self, token: str, message: Any) -> None:
         """From now on the delivery lives as long as somebody holds ``message``."""
@@ -140,7 +153,8 @@ class Keeper:
             held.message = weakref.ref(message)
 
     def holds(self, token: str) -> bool:
-        return token in self._held
+        held = self._held.get(token)
+        return held is not None and held.dropped_at is None
 
     def lost(self, token: str) -> bool:
         """Whether a renewal has shown that the delivery is not ours any more."""
@@ -171,6 +185,7 @@ class Keeper:
 
     def collect(self, limit: int = SETTLE_LIMIT) -> list[Posted]:
         """Takes settlements to send; each must come back through one of the next two calls."""
+        self._log.speak()
         posted: list[Posted] = []
         while len(posted) < limit:
             try:
@@ -191,7 +206,7 @@ class Keeper:
             item.confirmed = True
             self._held.pop(settlement.token, None)
             if status is Status.FENCED or (status is Status.UNHELD and not item.sent):
-                logger.warning(
+                self._log.warning(
                     'late %s of %s from queue %r changed nothing: its lease was lost%s',
                     settlement.verdict.value, settlement.id, settlement.queue,
                     ' and another worker has it' if status is Status.FENCED else '',
@@ -218,12 +233,16 @@ class Keeper:
     def leases(self) -> list[tuple[str, str, str]]:
         """``(queue, id, token)`` of everything that somebody here still wants."""
         alive = []
+        now = time.monotonic()
         for token, held in list(self._held.items()):
             if held.wanted():
                 if not held.lost:
                     alive.append((held.queue, held.id, token))
-            else:
-                # Nobody can settle it any more; its lease ends by itself.
+            elif held.dropped_at is None:
+                # Nobody can settle it any more, and its lease ends by itself.  But a channel that
+                # closes may still give it back: Celery drops messages just before.
+                held.dropped_at = now
+            elif now - held.dropped_at > 3 * self._interval:
                 self._held.pop(token, None)
         return alive
 
@@ -233,7 +252,7 @@ class Keeper:
             if status is Status.DONE or held is None or held.settled:
                 continue
             held.lost = True
-            logger.warning(
+            self._log.warning(
                 'lost the lease of %s from queue %r%s', job, queue,
                 ': another worker has it' if status is Status.FENCED else ': it was removed',
             )  # fmt: skip
@@ -241,8 +260,15 @@ class Keeper:
     # -- the thread --------------------------------------------------------------
 
     def _run(self) -> None:
-        while self._has_work():
-            time.sleep(PATIENCE)
+        self._log.be_discreet()
+        try:
+            self._work()
+        finally:
+            self._close_store()
+
+    def _work(self) -> None:
+        while self._has_work() and not self._stopping:
+            self._native.sleep(PATIENCE)
             # Each in a try of its own: a settlement that fails must not end leases.
             errors = [error for step in (self._renew_if_due, self.flush) if (error := _try(step))]
             if errors:
@@ -252,10 +278,9 @@ class Keeper:
 
     def _has_work(self) -> bool:
         """Sleeps while nothing is held; False ends the thread after a long sleep."""
-        while not self._held and not self._outbox:
-            self._wake.clear()
-            # What was noted before the clear is seen here, what comes later sets it again.
-            if self._held or self._wake.wait(LINGER):
+        while not (self._held or self._outbox or self._stopping):
+            # Whoever notes something sets it afterwards.
+            if self._wake.wait(LINGER):
                 self._next_renewal = time.monotonic() + self._interval
                 continue
             with self._lock:
@@ -282,6 +307,7 @@ class Keeper:
         The thread may take one at any moment and will not live to send it, so this looks again
         until all are confirmed.
         """
+        self._end_green_thread()
         if time.monotonic() - self._gave_up_at < 2 * FAREWELL:
             return
         deadline = time.monotonic() + FAREWELL
@@ -297,6 +323,14 @@ class Keeper:
                 '%d settlements could not be sent (%s); these tasks run again: %s',
                 len(lost), error, ', '.join(held.id for held in lost[:10]),
             )  # fmt: skip
+
+    def _end_green_thread(self) -> None:
+        """The end of the interpreter must not cut off a thread that runs greenlets."""
+        thread = self._thread
+        if thread is not None and self._native.green:
+            self._stopping = True
+            self._wake.set()
+            thread.join(FAREWELL)
 
     def _renew_if_due(self) -> None:
         if time.monotonic() < self._next_renewal:
@@ -323,12 +357,12 @@ class Keeper:
         elif now >= self._next_warning:
             self._next_warning = now + REPEAT_WARNING
             self._announced = True
-            logger.warning('cannot renew or settle (%s), trying on', error)
-        time.sleep(min(0.5, self._interval / 4))
+            self._log.warning('cannot renew or settle (%s), trying on', error)
+        self._native.sleep(min(0.5, self._interval / 4))
 
     def _recovered(self) -> None:
         if self._failing_since is not None and self._announced:
-            logger.warning(
+            self._log.warning(
                 'renewing and settling again after %.1f s', time.monotonic() - self._failing_since
             )
         self._failing_since, self._announced = None, False

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import redis.exceptions
 
+from kombu_reliable import hooks
 from kombu_reliable.errors import ConnectionLost
 from kombu_reliable.scripts import Call, translate
 from kombu_reliable.store.operations import CLAIM_LIMIT, RENEW_LIMIT
@@ -33,6 +34,10 @@ if TYPE_CHECKING:
 __all__ = ('Poller',)
 
 T = TypeVar('T')
+
+#: How often a full consumer is asked whether it has room again, in seconds.  Whoever makes room
+#: mostly says so; this is for those who do not.
+NO_ROOM_PAUSE = 0.02
 
 
 class Poller:
@@ -108,7 +113,10 @@ class Poller:
         now = time.monotonic()
         if not self._connected():
             return self._reconnect.retry_at - now if self._needed() else None
-        return None if self._due_at is None or self._claiming else self._due_at - now
+        due_in = None if self._due_at is None or self._claiming else self._due_at - now
+        if self._inbox and not self.has_messages():
+            return NO_ROOM_PAUSE if due_in is None else min(due_in, NO_ROOM_PAUSE)
+        return due_in
 
     def turn(self) -> None:
         if not self._needed():
@@ -132,7 +140,7 @@ class Poller:
             self._lose(error)
 
     def has_messages(self) -> bool:
-        return bool(self._inbox)
+        return bool(self._inbox) and hooks.room(self._inbox[0][0].connection)
 
     def hand_out_one(self) -> None:
         channel, delivery = self._inbox.popleft()
@@ -238,7 +246,7 @@ class Poller:
     # -- claims ------------------------------------------------------------------
 
     def _next_claim(self) -> list[Request]:
-        if self._claiming or self._inbox:
+        if self._claiming or self.has_messages():
             return []
         timed = self._due_at is not None and time.monotonic() >= self._due_at
         if timed:
@@ -305,7 +313,7 @@ class Poller:
 
     def _listen(self) -> None:
         """Has the server wake us as soon as one of our queues has claimable work."""
-        if self._claiming or self._inbox:
+        if self._claiming or self.has_messages():
             return
         queues = frozenset(
             queue

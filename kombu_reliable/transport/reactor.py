@@ -9,7 +9,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, Protocol
 
@@ -83,18 +83,35 @@ class Reactor:
         self._thread = 0
         self._pid = 0
         self._waiting = False
+        #: No message was handed out in this turn of the event loop.
+        self._fresh = True
+        self._timer_handed_out = False
 
     # -- without an event loop ---------------------------------------------------
 
-    def drain(self, timeout: float | None) -> None:
+    def drain(
+        self, timeout: float | None, stopping: Callable[[], bool | None] = lambda: None
+    ) -> None:
         """Waits until messages were handed out.
 
         Args:
             timeout: seconds to wait; None for ever, 0 for what is there already.
+            stopping: whether the program is about to end, which a signal may have told it; None
+                if nobody knows.
 
         Raises:
-            socket.timeout: nothing came.
+            socket.timeout: nothing came, or the program is about to end.
         """
+        if stopping() is None:
+            self._drain(timeout, stopping)
+            return
+        self._listen_to_signals(self._open_nudges()[1])
+        try:
+            self._drain(timeout, stopping)
+        finally:
+            self._ignore_signals()
+
+    def _drain(self, timeout: float | None, stopping: Callable[[], bool | None]) -> None:
         deadline = None if timeout is None else time.monotonic() + timeout
         self._thread = threading.get_ident()
         looked = False
@@ -106,6 +123,8 @@ class Reactor:
             remaining = LONGEST_WAIT if deadline is None else deadline - time.monotonic()
             if looked and remaining <= 0:
                 raise TimeoutError(f'no message within {timeout} s')
+            if stopping():
+                raise TimeoutError('no message before the program was told to stop')
             due_in = self._due_in()
             self._wait(max(0.0, min(remaining, LONGEST_WAIT if due_in is None else due_in)))
             looked = True
@@ -198,9 +217,7 @@ class Reactor:
         if self._flush_timer is not None:
             self._flush_timer.cancel()
             self._flush_timer = None
-        if self._listens_to_signals:
-            signal.set_wakeup_fd(-1)
-            self._listens_to_signals = False
+        self._ignore_signals()
         reader, _ = self._open_nudges()
         with contextlib.suppress(Exception):
             loop.remove(reader)
@@ -214,13 +231,19 @@ class Reactor:
 
     def _listen_to_signals(self, writer: socket.socket) -> None:
         """A signal sets a flag that Celery reads once per turn: let the turn come at once."""
-        if threading.current_thread() is not threading.main_thread():
+        try:
+            previous = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+        except ValueError:  # this is not the main thread
             return
-        previous = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
         if previous == -1:
             self._listens_to_signals = True
         else:
             signal.set_wakeup_fd(previous, warn_on_full_buffer=False)
+
+    def _ignore_signals(self) -> None:
+        if self._listens_to_signals:
+            signal.set_wakeup_fd(-1)
+            self._listens_to_signals = False
 
     # -- nudges ------------------------------------------------------------------
 
@@ -262,6 +285,8 @@ class Reactor:
         self._after_messages()
 
     def _on_tick(self) -> None:
+        self._fresh = not self._timer_handed_out
+        self._timer_handed_out = False
         self._turn()
         self._watch_lines()
         # The loop has decided already how long it will wait in this turn.
@@ -276,8 +301,12 @@ class Reactor:
         self._after_messages()
 
     def _after_messages(self) -> None:
-        """What is left goes out in the next turn: Celery looks for a shutdown in between."""
-        self._hand_out()
+        """Once a turn; what is left goes out in the next.
+
+        In between Celery settles what has ended, and looks for a shutdown.
+        """
+        if self._fresh:
+            self._fresh = not self._hand_out()
         self._set_timer()
         if self._has_messages():
             self.nudge()
@@ -316,7 +345,9 @@ class Reactor:
         self._timer, self._timer_at = None, float('inf')
         self._turn()
         self._watch_lines()
+        self._fresh = True
         self._after_messages()
+        self._timer_handed_out = not self._fresh
 
     def _cancel_timer(self) -> None:
         if self._timer is not None:

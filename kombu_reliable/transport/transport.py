@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 from urllib.parse import quote
 
@@ -12,6 +12,7 @@ import redis
 import redis.exceptions
 from kombu.transport import virtual
 
+from kombu_reliable import hooks
 from kombu_reliable.errors import ConnectionLost
 from kombu_reliable.options import Options
 from kombu_reliable.transport.channel import Channel
@@ -116,7 +117,7 @@ class Transport(virtual.Transport):
         return connection is self
 
     def drain_events(self, connection: Any, timeout: float | None = None) -> None:
-        self.reactor.drain(timeout)
+        self.reactor.drain(timeout, partial(hooks.stopping, self))
 
     def register_with_event_loop(self, connection: Any, loop: Any) -> None:
         self.reactor.register(loop)

@@ -1,4 +1,4 @@
-"""What Celery offers on top of messages works over this transport, under prefork."""
+"""What Celery offers on top of messages works over this transport, in every pool."""
 
 from __future__ import annotations
 
@@ -19,15 +19,37 @@ from tests.support.workers import Fleet, fleet, task
 WAIT = 20
 
 
+matrix = pytest.mark.matrix
+
+
+@pytest.fixture(
+    scope='module',
+    params=[
+        'prefork',
+        *(pytest.param(name, marks=matrix) for name in ('threads', 'gevent', 'eventlet', 'solo')),
+    ],
+)
+def pool(request: pytest.FixtureRequest) -> str:
+    """The default run has prefork; test_pools.py has a little of this for the others."""
+    return str(request.param)
+
+
+@pytest.fixture
+def kills(pool: str) -> None:
+    """Tasks that do not end by themselves can be ended by force."""
+    if pool in ('threads', 'solo'):
+        pytest.skip(f'Celery cannot end a running task in the {pool} pool')
+
+
 @pytest.fixture(scope='module')
-def workers(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
+def workers(pool: str, server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
     """One worker for all tests of the module: they only ask for results."""
     directory = tmp_path_factory.mktemp('canvas')
     with (
         empty_database(server) as number,
         fleet(directory, f'reliable+{server.url(number)}') as made,
     ):
-        made.start('-E', concurrency=4)
+        made.start('-E', concurrency=4, pool=pool)
         yield made
 
 
@@ -105,6 +127,7 @@ def test_revoke_before_the_start(app: Celery) -> None:
         result.get(WAIT)
 
 
+@pytest.mark.usefixtures('kills')
 def test_revoke_terminates_a_running_task(app: Celery, workers: Fleet) -> None:
     result = task(app, 'sleep', 60).apply_async()
     workers.ledger.wait(1, 'started', id=result.id)
@@ -114,7 +137,10 @@ def test_revoke_terminates_a_running_task(app: Celery, workers: Fleet) -> None:
     assert not workers.ledger.lines('ended', id=result.id)
 
 
-def test_hard_time_limit(app: Celery) -> None:
+@pytest.mark.usefixtures('kills')
+def test_hard_time_limit(app: Celery, pool: str) -> None:
+    if pool == 'eventlet':
+        pytest.skip('Celery has no time limits in the eventlet pool')
     with pytest.raises(TimeLimitExceeded):
         task(app, 'sleep', 60).apply_async(time_limit=1).get(WAIT)
 

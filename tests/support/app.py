@@ -79,6 +79,31 @@ def sleep(self: Task, seconds: float, value: Any = None) -> Any:
 
 
 @app.task(bind=True)
+def burn(self: Task, seconds: float, value: Any = None) -> Any:
+    """Computes and lets no other greenlet run meanwhile."""
+    note(self, 'started', value=value)
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        pass
+    note(self, 'ended', value=value)
+    return value
+
+
+@app.task(bind=True)
+def converse(self: Task, value: Any) -> Any:
+    """Waits for a message that it has sent itself, as a task of a program on kombu may."""
+    note(self, 'ran', value=value)
+    with app.connection_for_write() as connection:
+        queue = connection.SimpleQueue(f'mail-{self.request.id}')
+        queue.put(value)
+        message = queue.get(timeout=10)
+        message.ack()
+        queue.close()
+        queue.queue.delete()
+        return message.payload
+
+
+@app.task(bind=True)
 def wait_for_file(self: Task, path: str, value: Any = None) -> Any:
     """Runs until the test makes the file."""
     note(self, 'started', value=value)
@@ -138,6 +163,23 @@ def die(self: Task, how: str = 'exit at once') -> None:
         os.kill(os.getpid(), signal.SIGKILL)
     else:
         raise ValueError(how)
+
+
+@app.task(bind=True)
+def perish_once(self: Task) -> int:
+    """Ends as a greenlet does that somebody kills."""
+    note(self, 'ran')
+    if self.request.get('x-delivery-count') == 1:
+        from greenlet import GreenletExit
+
+        raise GreenletExit
+    return int(self.request.get('x-delivery-count'))
+
+
+@app.task(bind=True)
+def leave(self: Task) -> None:
+    note(self, 'ran')
+    raise SystemExit(3)
 
 
 @app.task(bind=True, rate_limit='10/s')
