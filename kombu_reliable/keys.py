@@ -35,6 +35,10 @@ FAMILIES: dict[str, str] = {
     'BINDINGS': 'b:',
     'FANOUT': 's:',
     'LISTENERS': 'sub:',
+    'QUEUES': 'queues',
+    'LIFE': 'q:',
+    'ATTENDANCE': 'qc:',
+    'BOUND': 'qb:',
 }
 
 
@@ -86,6 +90,10 @@ class Keys:
     def producers(self) -> str:
         return self._key('PRODUCERS')
 
+    @property
+    def queues(self) -> str:
+        return self._key('QUEUES')
+
     def job(self, job: str) -> str:
         return self._key('JOB', job)
 
@@ -115,3 +123,12 @@ class Keys:
 
     def listeners(self, exchange: str) -> str:
         return self._key('LISTENERS', exchange)
+
+    def life(self, queue: str) -> str:
+        return self._key('LIFE', queue)
+
+    def attendance(self, queue: str) -> str:
+        return self._key('ATTENDANCE', queue)
+
+    def bound(self, queue: str) -> str:
+        return self._key('BOUND', queue)

@@ -40,6 +40,9 @@ STOCK_OPTIONS = frozenset(
         'brpop_timeout',
         'reauth_check_interval',
         'sentinel_fanout_compat',
+        'master_name',
+        'min_other_sentinels',
+        'sentinel_kwargs',
     ]
 )
 
@@ -79,6 +82,7 @@ class Options:
         queue_order_strategy: ``'round_robin'``, ``'priority'`` or ``'sorted'``, as in kombu.
         global_keyprefix: stands in front of every key.
         fanout_maxlen: messages that a fanout exchange keeps for slow listeners.
+        fanout_replay: a fanout message that is older is not delivered any more.
         fanout_life: how long an idle fanout stream and an absent listener are remembered.
         failed_retention: how long dead letters are kept.
         failed_limit: dead letters kept per queue.
@@ -99,6 +103,7 @@ class Options:
     queue_order_strategy: str = 'round_robin'
     global_keyprefix: str = ''
     fanout_maxlen: int = 10_000
+    fanout_replay: float = 60.0
     fanout_life: float = 300.0
     failed_retention: float = 7 * 86_400.0
     failed_limit: int = 10_000
@@ -132,7 +137,7 @@ class Options:
             self.global_keyprefix, 'without braces: they mark the hash tag behind it',
         )  # fmt: skip
         for name in (
-            'fanout_maxlen', 'fanout_life', 'failed_retention', 'failed_limit',
+            'fanout_maxlen', 'fanout_replay', 'fanout_life', 'failed_retention', 'failed_limit',
             'socket_timeout', 'socket_connect_timeout',
         ):  # fmt: skip
             _require(getattr(self, name) > 0, name, getattr(self, name), 'greater than 0')

@@ -12,10 +12,12 @@ from typing import Any
 import fakeredis
 import pytest
 import redis
+from kombu import Connection
 
 from kombu_reliable.keys import Keys
 from kombu_reliable.options import Options
 from kombu_reliable.store import Operations, Store
+from tests.support.plain import LEASE, Connect
 from tests.support.servers import Server
 
 KINDS = ('valkey', 'redis')
@@ -26,6 +28,7 @@ START = 1_700_000_000_000
 # A test gets another database than the one before, so that what a test left running by mistake
 # cannot disturb the next.
 _databases = itertools.cycle(range(16))
+_names = itertools.count()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -83,6 +86,43 @@ def database(server: Server) -> Iterator[int]:
 @pytest.fixture
 def url(server: Server, database: int) -> str:
     return f'reliable+redis://127.0.0.1:{server.port}/{database}'
+
+
+@pytest.fixture
+def keyprefix() -> str:
+    """The ``global_keyprefix`` of :func:`connect`; a module may have its own."""
+    return ''
+
+
+@pytest.fixture
+def connect(backend: Server | None, keyprefix: str) -> Iterator[Connect]:
+    """Opens connections to one empty database, on fakeredis and on the real server."""
+    opened: list[Connection] = []
+
+    @contextlib.contextmanager
+    def database() -> Iterator[str]:
+        if backend is None:
+            yield f'reliable+fakeredis://test{next(_names)}'
+            return
+        with empty_database(backend) as number:
+            yield f'reliable+{backend.url(number)}'
+
+    with database() as url:
+
+        def make(**options: Any) -> Connection:
+            options = {'lease': LEASE, 'global_keyprefix': keyprefix, **options}
+            connection = Connection(url, transport_options=options)
+            opened.append(connection)
+            return connection
+
+        yield make
+        for connection in opened:
+            connection.release()
+
+
+@pytest.fixture
+def connection(connect: Connect) -> Connection:
+    return connect()
 
 
 @pytest.fixture

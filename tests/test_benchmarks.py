@@ -68,7 +68,7 @@ def test_commands_inside_scripts_and_of_the_observer_do_not_count(
                 observer.ping()
             wait_for(lambda: wire.count >= 50, what='the last command')
             observer.ping()
-            client.echo('end')
+            store.run(store.operations.publish('lane', 51, [_message(51)]))
             wait_for(lambda: wire.count >= 51, what='the end')
     assert wire.count == 51
 

@@ -1061,6 +1061,12 @@ def one_call_of_each(operations: Operations) -> Iterator[Call[Any]]:
     yield operations.publish('lane', 0, [Outgoing('a', 'q', 0, '0', b'', run=('t', 'a'))])
     yield operations.fanout('lane', 1, Broadcast('x', 'key', b'hello'))
     yield operations.listen('x', 'one')
+    yield operations.declare('q', 1000)
+    yield operations.bind('x', '["a","q"]', 'q')
+    yield operations.unbind('x', '["a","q"]', 'q')
+    yield operations.attend('q', 'c')
+    yield operations.leave('q', 'c')
+    yield operations.delete('q')
 
 
 def test_each_operation_refuses_data_of_another_version(bench: Bench) -> None:

@@ -3,130 +3,30 @@
 from __future__ import annotations
 
 import gc
-import itertools
 import json
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-import redis
 from kombu import Connection, Consumer, Exchange, Queue
 from kombu.exceptions import InconsistencyError
 
 from kombu_reliable import InvalidMessage
-from kombu_reliable.keys import Keys
-from kombu_reliable.store import Store
 from kombu_reliable.types import QueueCounts
-from tests.conftest import empty_database
-from tests.support.servers import Server
+from tests.support.plain import (
+    LEASE,
+    Connect,
+    Receiver,
+    drain,
+    keys_of,
+    raw,
+    send,
+    settled,
+    store_of,
+    turn,
+)
 from tests.support.wait import wait_for
-
-LEASE = 0.5
-_names = itertools.count()
-
-Connect = Callable[..., Connection]
-
-
-@pytest.fixture
-def connect(backend: Server | None) -> Iterator[Connect]:
-    """Opens connections to one empty database."""
-    opened: list[Connection] = []
-
-    @contextmanager
-    def database() -> Iterator[str]:
-        if backend is None:
-            yield f'reliable+fakeredis://test{next(_names)}'
-            return
-        with empty_database(backend) as number:
-            yield f'reliable+{backend.url(number)}'
-
-    with database() as url:
-
-        def make(**options: Any) -> Connection:
-            connection = Connection(url, transport_options={'lease': LEASE, **options})
-            opened.append(connection)
-            return connection
-
-        yield make
-        for connection in opened:
-            connection.release()
-
-
-@pytest.fixture
-def connection(connect: Connect) -> Connection:
-    return connect()
-
-
-def store_of(connection: Connection) -> Store:
-    store: Store = connection.transport.endpoint.store
-    return store
-
-
-def raw(connection: Connection) -> redis.Redis:
-    return store_of(connection).client
-
-
-def keys_of(connection: Connection) -> Keys:
-    return store_of(connection).keys
-
-
-def send(connection: Connection, *bodies: Any, queue: str = 'q', **options: Any) -> None:
-    with connection.Producer() as producer:
-        for body in bodies:
-            producer.publish(body, routing_key=queue, **options)
-
-
-def drain(connection: Connection, timeout: float = 0.15) -> None:
-    """Delivers until nothing has come for a while."""
-    while True:
-        try:
-            connection.drain_events(timeout=timeout)
-        except TimeoutError:
-            return
-
-
-def turn(connection: Connection) -> None:
-    """Lets the poller talk to the server without handing anything out."""
-    poller = connection.transport.poller
-    poller.turn()
-    for line in poller.lines():
-        poller.receive(line)
-
-
-def settled(connection: Connection) -> QueueCounts:
-    """The counts of the queue once every settlement is confirmed."""
-    keeper = connection.transport.endpoint.keeper
-
-    def confirmed() -> bool:
-        turn(connection)
-        return not keeper.unsettled
-
-    wait_for(confirmed, 10, 'confirmed settlements')
-    return store_of(connection).counts('q')
-
-
-class Receiver:
-    """Consumes a queue and keeps what it gets."""
-
-    def __init__(
-        self, connection: Connection, *names: str, prefetch: int = 10, no_ack: bool = False
-    ) -> None:
-        self.channel = connection.channel()
-        self.messages: list[Any] = []
-        self.consumer = Consumer(
-            self.channel, [Queue(name) for name in names or ('q',)], no_ack=no_ack,
-            on_message=self.messages.append, accept=['json', 'text/plain'],
-        )  # fmt: skip
-        self.consumer.qos(prefetch_count=prefetch)
-        self.consumer.consume()
-
-    @property
-    def bodies(self) -> list[Any]:
-        return [message.payload for message in self.messages]
-
 
 # -- delivery --------------------------------------------------------------------
 
@@ -189,7 +89,7 @@ def test_ack_forgets_the_message(connection: Connection) -> None:
     assert settled(connection) == QueueCounts(0, 0, 0, 0)
     keys = keys_of(connection)
     left = {key.decode() for key in raw(connection).keys('*')}
-    assert left <= {keys.meta, keys.alarms, keys.producers}
+    assert left <= {keys.meta, keys.alarms, keys.producers, keys.queues}
 
 
 def test_reject_makes_a_dead_letter(connection: Connection) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from kombu_reliable.keys import Keys
@@ -42,6 +42,10 @@ def _texts(reply: bytes | Sequence[bytes]) -> tuple[str, ...]:
 
 def _statuses(reply: Sequence[int]) -> tuple[Status, ...]:
     return tuple(Status(item) for item in reply)
+
+
+def _interval(milliseconds: int) -> float | None:
+    return None if milliseconds < 0 else milliseconds / 1000
 
 
 def _flat(settlements: Sequence[Settlement]) -> list[Argument]:
@@ -147,7 +151,68 @@ class Operations:
             self.options.fanout_maxlen, life,
         )  # fmt: skip
 
-    def listen(self, exchange: str, queue: str) -> Call[str]:
-        """Enters ``queue`` as a listener; the value is the position to read from."""
+    def listen(self, exchange: str, listener: str, queue: str = '') -> Call[str]:
+        """Enters a listener; the value is the position to read from.
+
+        Args:
+            exchange: the fanout exchange.
+            listener: a name of its own.
+            queue: what it calls its queue; nothing is ever stored there.
+        """
         life = round(self.options.fanout_life * 1000)
-        return self._call('listen', bytes.decode, exchange, queue, life)
+        return self._call('listen', bytes.decode, exchange, listener, queue, life)
+
+    # -- queues ------------------------------------------------------------------
+
+    def declare(self, queue: str, life: int = 0, auto_delete: bool = False) -> Call[int]:
+        """Makes a queue known; the value is the number of messages that wait in it.
+
+        Args:
+            queue: its name.
+            life: milliseconds after which it is deleted if nobody uses it; 0: never.
+            auto_delete: it is deleted with its last consumer.
+        """
+        return self._call('declare', int, queue, life, int(auto_delete))
+
+    def bind(self, exchange: str, binding: str, queue: str) -> Call[bool]:
+        """Binds a queue; True if the binding is new."""
+        return self._call('bind', bool, exchange, binding, queue)
+
+    def unbind(self, exchange: str, binding: str, queue: str) -> Call[bool]:
+        """Removes a binding."""
+        return self._call('unbind', bool, exchange, binding, queue)
+
+    def attend(self, queue: str, consumer: str = '') -> Call[float | None]:
+        """Signs that somebody uses a queue; the value is the time until the next sign is due,
+        in seconds, and None for a queue that needs none.
+
+        Args:
+            queue: its name.
+            consumer: name of the consumer; ``''`` for somebody who does not stay.
+        """
+        return self._call('attend', _interval, queue, consumer)
+
+    def leave(self, queue: str, consumer: str) -> Call[bool]:
+        """Ends the attendance of a consumer; True if the queue went with it."""
+        return self._call('leave', bool, queue, consumer)
+
+    def delete(
+        self,
+        queue: str,
+        bindings: Iterable[tuple[str, str]] = (),
+        *,
+        if_unused: bool = False,
+        if_empty: bool = False,
+    ) -> Call[int]:
+        """Deletes a queue; the value is the number of messages that went, -1 if it was spared.
+
+        More messages than one step takes need a purge behind it.
+
+        Args:
+            queue: its name.
+            bindings: exchange and binding; those of a queue with a limited life are known.
+            if_unused: spare it if it is known to have consumers.
+            if_empty: spare it if messages wait in it.
+        """
+        known = [field for pair in bindings for field in pair]
+        return self._call('delete', int, queue, int(if_unused), int(if_empty), *known)

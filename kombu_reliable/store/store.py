@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
 import redis
@@ -71,6 +71,13 @@ class Store:
                 raise translate(reply) from reply
         return [call.decode(reply) for call, reply in zip(calls, replies, strict=True)]
 
+    def repeat(self, call: Call[T]) -> T:
+        """As :meth:`run`, for a call that may be made twice: a lost connection costs one more."""
+        try:
+            return self.run(call)
+        except (redis.exceptions.ConnectionError, redis.exceptions.TimeoutError, OSError):
+            return self.run(call)
+
     def _send(self, calls: Sequence[Call[T]]) -> list[Any]:
         connection = self._connections.take()
         try:
@@ -131,28 +138,67 @@ class Store:
                 progress(total)
         return total
 
+    def knows(self, queue: str) -> bool:
+        """Whether a queue was declared, or holds anything."""
+        keys = self.keys
+        held = [spell(queue) for spell in (keys.ready, keys.delayed, keys.leased, keys.dead)]
+        with self.client.pipeline(transaction=False) as pipe:
+            pipe.sismember(keys.queues, queue)
+            pipe.exists(*held)
+            pipe.hmget(keys.life(queue), 'life', 'gone')
+            declared, holds, (life, gone) = pipe.execute()
+        return bool(declared or holds or (life is not None and gone is None))
+
+    def delete(self, queue: str, bindings: Iterable[tuple[str, str]] = (), **spare: bool) -> bool:
+        """Deletes a queue, its bindings and what waits in it.
+
+        Args:
+            queue: its name.
+            bindings: exchange and binding, as far as the caller knows them.
+            spare: ``if_unused``, ``if_empty``, see :meth:`.Operations.delete`.
+
+        Returns:
+            Whether it was deleted.
+        """
+        deleted = self.repeat(self.operations.delete(queue, bindings, **spare))
+        if deleted > 0:  # one step took these, and others may be left
+            self.purge(queue)
+        return deleted >= 0
+
     # -- bindings ----------------------------------------------------------------
 
-    def bind(self, exchange: str, binding: str) -> None:
-        key = self.keys.bindings(exchange)
-        try:
-            self.client.sadd(key, binding)
-        except redis.exceptions.OutOfMemoryError as error:
-            # A worker declares what is there already, and must be able to start.
-            if not self.client.sismember(key, binding):
-                raise translate(error) from error
-
-    def unbind(self, exchange: str, binding: str) -> None:
-        self.client.srem(self.keys.bindings(exchange), binding)
-
     def bindings(self, exchange: str) -> list[str]:
+        """What is bound to an exchange."""
         members: Any = self.client.smembers(self.keys.bindings(exchange))
         return sorted(member.decode() for member in members)
 
+    def bindings_since(
+        self, exchange: str, version: bytes | None
+    ) -> tuple[bytes | None, list[str] | None]:
+        """The bindings of an exchange, unless they are as they were.
+
+        Args:
+            exchange: its name.
+            version: what this method returned with the bindings that the caller knows.
+
+        Returns:
+            The version now, and the bindings, or None if the version is the same.
+        """
+        now: Any = self.client.hget(self.keys.meta, 'routes')
+        if now is not None and now == version:
+            return version, None
+        # Read after the version: what changes in between is read once more the next time.
+        return now, self.bindings(exchange)
+
+    def knows_exchange(self, exchange: str) -> bool:
+        """Whether anybody has bound a queue to it, or listens to it."""
+        keys = self.keys
+        return bool(self.client.exists(keys.bindings(exchange), keys.listeners(exchange)))
+
     # -- fanout ------------------------------------------------------------------
 
-    def stop_listening(self, exchange: str, queue: str) -> None:
-        self.client.zrem(self.keys.listeners(exchange), queue)
+    def stop_listening(self, exchange: str, listener: str) -> None:
+        self.client.zrem(self.keys.listeners(exchange), listener)
 
 
 def _read(connection: AbstractConnection) -> Any:

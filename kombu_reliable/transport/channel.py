@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
 import logging
 import secrets
 import uuid
@@ -12,19 +10,20 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from kombu.exceptions import InconsistencyError, OperationalError
+from kombu.exceptions import ChannelError, OperationalError
 from kombu.transport import virtual
 from kombu.utils.scheduling import cycle_by_name
 
 from kombu_reliable import hooks
-from kombu_reliable.errors import InvalidMessage
-from kombu_reliable.store import Store
+from kombu_reliable.scripts import Call
 from kombu_reliable.transport.line import LOST
 from kombu_reliable.transport.messages import envelope, open_envelope, outgoing, payload
 from kombu_reliable.transport.publisher import Item, PublishBatch, publish
 from kombu_reliable.transport.qos import LeaseQoS
+from kombu_reliable.transport.queues import QueueChannel
 from kombu_reliable.transport.received import Message
-from kombu_reliable.types import Broadcast, Delivery
+from kombu_reliable.transport.routing import Router
+from kombu_reliable.types import Broadcast, Claimed, Delivery
 
 if TYPE_CHECKING:
     from kombu_reliable.transport.transport import Transport
@@ -44,7 +43,7 @@ class Consumer:
     no_ack: bool
 
 
-class Channel(virtual.Channel):
+class Channel(QueueChannel):
     """A channel over leased delivery."""
 
     Message = Message
@@ -58,7 +57,6 @@ class Channel(virtual.Channel):
     do_restore = False
 
     closed: bool
-    connection: Transport
     qos: LeaseQoS
 
     def __init__(self, connection: Transport, **kwargs: Any) -> None:
@@ -67,11 +65,9 @@ class Channel(virtual.Channel):
         self._by_tag: dict[str, Consumer] = {}
         self._by_queue: dict[str, deque[Consumer]] = {}
         self._turns = cycle_by_name(self.endpoint.options.queue_order_strategy)()
+        #: False while the consumer has stopped the flow of messages.
+        self.flowing = True
         super().__init__(connection, **kwargs)
-
-    @property
-    def store(self) -> Store:
-        return self.endpoint.store
 
     def nudge(self) -> None:
         """A place was freed, perhaps by another thread: whoever waits should look."""
@@ -108,31 +104,44 @@ class Channel(virtual.Channel):
         except LOST as error:
             raise OperationalError(str(error)) from error
 
-    def prepare(self, message: Mapping[str, Any], exchange: str, routing_key: str) -> list[Item]:
-        """What a message becomes: one job per queue, or an entry of an exchange's stream."""
+    def prepare(
+        self,
+        message: Mapping[str, Any],
+        exchange: str,
+        routing_key: str,
+        routers: dict[str, Router] | None = None,
+    ) -> list[Item]:
+        """What a message becomes: one job per queue, or an entry of an exchange's stream.
+
+        Args:
+            message: as kombu prepared it.
+            exchange: where it is sent.
+            routing_key: by which it is routed.
+            routers: by exchange, asked for once for several messages; filled in here.
+        """
         if exchange and self.typeof(exchange).type == 'fanout':
             sealed = envelope(message, message['headers'], '', exchange, routing_key)
             return [Broadcast(exchange, routing_key, sealed)]
         options = self.endpoint.options
         return [
             outgoing(message, queue, exchange, routing_key, options)
-            for queue in self._route(exchange, routing_key)
+            for queue in self._lookup(exchange, routing_key, routers=routers)
         ]
 
     def create_publish_batch(self, max_size: int) -> PublishBatch:
         """What ``Producer.batch()`` of kombu 5.7 collects its messages in."""
         return PublishBatch(self, max_size)
 
-    def _route(self, exchange: str, routing_key: str) -> list[str]:
-        if not exchange and not routing_key:
-            raise InvalidMessage('the message names neither an exchange nor a queue')
-        return sorted(queue for queue in self._lookup(exchange, routing_key) if queue)
-
     # -- consuming ---------------------------------------------------------------
 
     @property
+    def consumed(self) -> frozenset[str]:
+        """The queues that this channel consumes."""
+        return frozenset(self._by_queue)
+
+    @property
     def queues(self) -> list[str]:
-        """The queues that this channel consumes and that hold messages themselves."""
+        """Those of them that hold messages themselves."""
         fanout = self.connection.fanout_bindings
         return [queue for queue in self._by_queue if queue not in fanout]
 
@@ -150,38 +159,87 @@ class Channel(virtual.Channel):
         callback: Callable[[Any], Any],
         consumer_tag: str,
         **kwargs: Any,
-    ) -> None:
-        """Starts a consumer of ``queue``."""
+    ) -> str:
+        """Starts a consumer of ``queue``.
+
+        Returns:
+            Its tag; made up if none was given.
+
+        Raises:
+            ChannelError: another consumer of this channel has that tag.
+        """
+        consumer_tag = consumer_tag or f'amq.ctag-{uuid.uuid4()}'
+        if consumer_tag in self._by_tag:
+            raise ChannelError(
+                f'NOT_ALLOWED - the consumer tag {consumer_tag!r} is in use',
+                (60, 20), 'Channel.basic_consume', '530',
+            )  # fmt: skip
+        fanout = self.connection.fanout_bindings.get(queue)
+        if queue not in self._by_queue:
+            # First what can fail: a consumer that was refused must not be left half there.
+            if fanout is None:
+                self._attend(queue, self)
+                self.endpoint.attendance.leave(queue, self.connection)
+            else:
+                self.connection.fanout.subscribe(self, queue, fanout)
         consumer = Consumer(consumer_tag, queue, callback, no_ack)
         self._by_tag[consumer_tag] = consumer
         self._by_queue.setdefault(queue, deque()).append(consumer)
         self._consumers.add(consumer_tag)
         self._turns.update(self.queues)
-        fanout = self.connection.fanout_bindings.get(queue)
         if fanout is None:
             self.connection.poller.add(self)
-        else:
-            self.connection.fanout.subscribe(self, queue, *fanout)
+        return consumer_tag
 
     def basic_cancel(self, consumer_tag: str) -> None:
-        """Ends a consumer; what it was given and has not started goes back to its place."""
+        """Ends a consumer; what it was given and has not started goes back to its place.
+
+        If it was the last one anywhere, its queue may be deleted: see ``auto_delete``.
+        """
         consumer = self._by_tag.pop(consumer_tag, None)
         self._consumers.discard(consumer_tag)
         if consumer is None:
             return
-        others = self._by_queue[consumer.queue]
+        queue = consumer.queue
+        others = self._by_queue[queue]
         others.remove(consumer)
         if others:
             return
-        del self._by_queue[consumer.queue]
+        del self._by_queue[queue]
         self._turns.update(self.queues)
-        if consumer.queue in self.connection.fanout_bindings:
-            self._stop_listening(consumer.queue)
+        if queue in self.connection.fanout_bindings:
+            self._unsubscribe(queue)
             return
-        for delivery in self.connection.poller.remove(self, consumer.queue):
+        for delivery in self.connection.poller.remove(self, queue):
             self.qos.release(delivery.token)
-        self._release_unstarted(consumer.queue)
+        self._release_unstarted(queue)
         self.connection.poller.flush()
+        self.endpoint.attendance.leave(queue, self)
+
+    def flow(self, active: bool = True) -> None:
+        """Stops or resumes the flow of messages to the consumers of this channel.
+
+        What was claimed before may still come.
+        """
+        self.flowing = active
+        self.nudge()
+
+    def basic_qos(
+        self, prefetch_size: int = 0, prefetch_count: int = 0, apply_global: bool = False
+    ) -> None:
+        """Sets how many unsettled messages this channel may hold; 0 for no limit.
+
+        Only the count means anything here, and it is always that of the channel.
+        """
+        self.qos.prefetch_count = prefetch_count or 0
+        self.nudge()
+
+    def basic_ack(self, delivery_tag: str, multiple: bool = False) -> None:
+        """Settles a message, with ``multiple`` all that were delivered before it as well."""
+        if multiple:
+            for tag in self.qos.delivered_before(delivery_tag):
+                self.qos.ack(tag)
+        self.qos.ack(delivery_tag)
 
     def _release_unstarted(self, queue: str | None = None) -> None:
         tags = self.qos.unbegun
@@ -246,8 +304,11 @@ class Channel(virtual.Channel):
 
     def basic_get(self, queue: str, no_ack: bool = False, **kwargs: Any) -> Any:
         """Takes one message, or None."""
-        token = secrets.token_urlsafe(9)
-        claimed = self.store.run(self.store.operations.claim('', token, 1, [queue]))
+        token, operations = secrets.token_urlsafe(9), self.store.operations
+        calls: list[Call[Any]] = [
+            operations.claim('', token, 1, [queue]), operations.attend(queue)
+        ]  # fmt: skip
+        claimed: Claimed = self.store.run_all(calls)[0]
         self.keeper.hold(claimed.deliveries)
         for delivery in claimed.deliveries:
             self.qos.reserve(delivery.token)
@@ -260,79 +321,6 @@ class Channel(virtual.Channel):
 
     def drain_events(self, timeout: float | None = None, callback: Any = None) -> None:
         self.connection.reactor.drain(timeout)
-
-    # -- queues, exchanges, bindings ---------------------------------------------
-
-    def _size(self, queue: str) -> int:
-        if queue in self.connection.fanout_bindings:
-            return 0
-        counts = self.store.counts(queue)
-        return counts.ready + counts.delayed
-
-    def _purge(self, queue: str) -> int:
-        return self.store.purge(queue)
-
-    def queue_delete(
-        self, queue: str, if_unused: bool = False, if_empty: bool = False, **kwargs: Any
-    ) -> None:
-        """Deletes what waits in a queue and its bindings."""
-        if if_empty and self._size(queue):
-            return
-        fanout = self.connection.fanout_bindings.get(queue)
-        if fanout is None:
-            for exchange, routing_key, _ in self.state.queue_bindings(queue):
-                self.store.unbind(exchange, _binding(routing_key, queue))
-            self.store.purge(queue)
-        else:
-            self._stop_listening(queue)
-            self.connection.fanout_bindings.pop(queue, None)
-        self.state.queue_bindings_delete(queue)
-
-    def _queue_bind(self, exchange: str, routing_key: str, pattern: str, queue: str) -> None:
-        if self.typeof(exchange).type == 'fanout':
-            since = self.store.run(self.store.operations.listen(exchange, queue))
-            self.connection.fanout_bindings[queue] = (exchange, routing_key, since)
-        else:
-            self.store.bind(exchange, _binding(routing_key, queue))
-
-    def queue_unbind(
-        self,
-        queue: str,
-        exchange: str | None = None,
-        routing_key: str = '',
-        arguments: Any = None,
-        **kwargs: Any,
-    ) -> None:
-        """Removes a binding."""
-        exchange = exchange or 'amq.direct'
-        self.state.binding_delete(queue, exchange, routing_key)
-        if queue in self.connection.fanout_bindings:
-            self._stop_listening(queue)
-        else:
-            self.store.unbind(exchange, _binding(routing_key, queue))
-
-    def _stop_listening(self, queue: str) -> None:
-        self.connection.fanout.unsubscribe(self, queue)
-        exchange = self.connection.fanout_bindings[queue][0]
-        with contextlib.suppress(*LOST):  # the entry ends by itself
-            self.store.stop_listening(exchange, queue)
-
-    def get_table(self, exchange: str) -> list[tuple[str, str | None, str]]:
-        """The bindings of an exchange, as all processes have made them.
-
-        Raises:
-            InconsistencyError: there are none; a message would be lost.
-        """
-        bindings = self.store.bindings(exchange)
-        if not bindings:
-            raise InconsistencyError(
-                f'cannot route to exchange {exchange!r}: no queue is bound to it'
-            )
-        kind = self.typeof(exchange)
-        return [
-            kind.prepare_bind(queue, exchange, routing_key, None)
-            for routing_key, queue in map(json.loads, bindings)
-        ]
 
     # -- end ---------------------------------------------------------------------
 
@@ -350,8 +338,5 @@ class Channel(virtual.Channel):
             self.connection.poller.flush()
         finally:
             self.closed = True
+            self.endpoint.attendance.leave_all(self)
             self.connection.close_channel(self)
-
-
-def _binding(routing_key: str, queue: str) -> str:
-    return json.dumps([routing_key, queue])

@@ -17,6 +17,7 @@ from kombu_reliable.keys import Keys
 from kombu_reliable.options import Options
 from kombu_reliable.scripts import translate
 from kombu_reliable.store import Operations, Store
+from kombu_reliable.transport.attendance import Attendance
 from kombu_reliable.transport.examination import examine
 from kombu_reliable.transport.keeper import Keeper
 from kombu_reliable.transport.line import REFUSALS, Line, ServerLine, SimulatedLine
@@ -59,6 +60,10 @@ class Endpoint:
             socket_connect_timeout=min(self.options.socket_connect_timeout, lease / 3),
         )
         return Keeper(lambda: Store(connect_client(url, options), operations), lease)
+
+    @cached_property
+    def attendance(self) -> Attendance:
+        return Attendance(lambda: self.store)
 
     def open_line(self, connect_timeout: float | None = None) -> Line:
         """Opens a connection for the event loop."""

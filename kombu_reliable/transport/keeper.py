@@ -1,10 +1,10 @@
 """Keeps the leases of this process alive and its settlements safe.
 
 One keeper exists per process and server.  It owns the *registry*, who holds which delivery,
-and the *outbox*, what was settled but not yet confirmed.  Both are independent of connections
-and channels: losing those loses nothing.  Its thread renews leases and sends what the event
-loop had no time to send: under the solo pool, in a warm shutdown and after a closed channel
-nobody else would.
+and the :class:`~kombu_reliable.transport.outbox.Outbox`, what was settled but not confirmed.
+Both are independent of connections and channels: losing those loses nothing.  Its thread renews
+leases and sends what the event loop had no time to send: under the solo pool, in a warm shutdown
+and after a closed channel nobody else would.
 """
 
 from __future__ import annotations
@@ -14,9 +14,7 @@ import logging
 import os
 import time
 import weakref
-from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import redis.exceptions
@@ -25,9 +23,10 @@ from kombu_reliable.errors import ReliableError
 from kombu_reliable.store import Store
 from kombu_reliable.store.operations import RENEW_LIMIT, SETTLE_LIMIT
 from kombu_reliable.transport.native import Log, NativeThread, Wake, native
+from kombu_reliable.transport.outbox import Outbox, Posted
 from kombu_reliable.types import Delivery, Settlement, Status, Verdict
 
-__all__ = ('Keeper', 'Posted', 'finish_settling')
+__all__ = ('Keeper', 'finish_settling')
 
 logger = logging.getLogger('kombu_reliable')
 
@@ -69,23 +68,6 @@ class _Held:
         return self.settled or self.message is None or self.message() is not None
 
 
-@dataclass(slots=True, eq=False)
-class Posted:
-    """A settlement on its way.
-
-    Args:
-        settlement: what is to be said.
-        since: when it was noted, on the monotonic clock.
-        sent: the server may have seen it already.
-        confirmed: it has answered.
-    """
-
-    settlement: Settlement
-    since: float
-    sent: bool = False
-    confirmed: bool = False
-
-
 class Keeper:
     """The registry, the outbox, and the thread that serves both.
 
@@ -119,8 +101,7 @@ class Keeper:
         self._log = Log(self._native)
         self._stores: dict[int, Store] = {}
         self._held: dict[str, _Held] = {}
-        self._outbox: deque[Posted] = deque()
-        self._under_way: dict[int, tuple[float, list[Posted]]] = {}
+        self._outbox = Outbox()
         self._wake = Wake(self._native)
         self._lock = self._native.allocate_lock()
         self._thread: NativeThread | None = None
@@ -178,8 +159,7 @@ class Keeper:
         if held is None or held.settled:
             return
         held.settled = True
-        settlement = Settlement(verdict, held.queue, held.id, held.token, reason)
-        self._outbox.append(Posted(settlement, time.monotonic()))
+        self._outbox.post(Settlement(verdict, held.queue, held.id, held.token, reason))
 
     @property
     def unsettled(self) -> bool:
@@ -187,34 +167,14 @@ class Keeper:
         return any(held.settled for held in list(self._held.values()))
 
     def collect(self, limit: int = SETTLE_LIMIT, waited: float = 0.0) -> list[Posted]:
-        """Takes settlements to send; each must come back through one of the next two calls.
-
-        Args:
-            limit: how many at most.
-            waited: only those that have waited for so many seconds.
-        """
+        """Takes settlements to send, see :meth:`.Outbox.collect`."""
         self._log.speak()
-        latest = time.monotonic() - waited
-        posted: list[Posted] = []
-        while len(posted) < limit:
-            try:
-                if self._outbox[0].since > latest:
-                    break
-                posted.append(self._outbox.popleft())
-            except IndexError:
-                break
-        if posted:
-            self._under_way[id(posted)] = (time.monotonic(), posted)
-        return posted
+        return self._outbox.collect(limit, waited)
 
     def confirmed(self, posted: list[Posted], statuses: Sequence[Status]) -> None:
         """The server has answered; what was answered before is left alone."""
-        self._under_way.pop(id(posted), None)
-        for item, status in zip(posted, statuses, strict=True):
+        for item, status in self._outbox.confirmed(posted, statuses):
             settlement = item.settlement
-            if item.confirmed:
-                continue
-            item.confirmed = True
             self._held.pop(settlement.token, None)
             if status is Status.FENCED or (status is Status.UNHELD and not item.sent):
                 self._log.warning(
@@ -225,19 +185,7 @@ class Keeper:
 
     def put_back(self, posted: list[Posted]) -> None:
         """No answer came; the server may or may not have seen them."""
-        if self._under_way.pop(id(posted), None) is None:
-            return
-        for item in reversed(posted):
-            if not item.confirmed:
-                item.sent = True
-                self._outbox.appendleft(item)
-
-    def _recall_overdue(self, patience: float = OVERDUE) -> None:
-        """Takes back what somebody sent and has not read the answer to: he may be busy for
-        long, or have lost his connection without noticing it."""
-        for since, posted in list(self._under_way.values()):
-            if time.monotonic() - since >= patience:
-                self.put_back(posted)
+        self._outbox.put_back(posted)
 
     # -- renewal -----------------------------------------------------------------
 
@@ -303,7 +251,7 @@ class Keeper:
 
     def flush(self, waited: float = 0.0) -> None:
         """Sends what has waited in the outbox for so many seconds, and waits for the answer."""
-        self._recall_overdue()
+        self._outbox.recall_overdue(OVERDUE)
         while posted := self.collect(waited=waited):
             try:
                 call = self._store.operations.settle([item.settlement for item in posted])
@@ -325,7 +273,7 @@ class Keeper:
         deadline = time.monotonic() + FAREWELL
         error: Exception | None = None
         while self.unsettled and time.monotonic() < deadline:
-            self._recall_overdue(patience=0.0)
+            self._outbox.recall_overdue(0.0)
             if error := _try(self.flush):
                 time.sleep(PATIENCE)
         lost = [held for held in list(self._held.values()) if held.settled]

@@ -24,8 +24,8 @@ from kombu_reliable.scripts import Call, translate
 from kombu_reliable.store.operations import CLAIM_LIMIT, RENEW_LIMIT
 from kombu_reliable.transport.bell import Bell
 from kombu_reliable.transport.endpoint import Endpoint
-from kombu_reliable.transport.keeper import Posted
 from kombu_reliable.transport.line import LOST, Line, Request, must_answer
+from kombu_reliable.transport.outbox import Posted
 from kombu_reliable.transport.reconnect import REPEAT_WARNING, Reconnect
 from kombu_reliable.types import Claimed, Delivery
 

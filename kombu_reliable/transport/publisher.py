@@ -13,6 +13,7 @@ from kombu_reliable.store.operations import PUBLISH_LIMIT, REFUSED
 from kombu_reliable.transport.lanes import Nonce, abandon_lane, next_nonce
 from kombu_reliable.transport.line import LOST
 from kombu_reliable.transport.messages import NONCE
+from kombu_reliable.transport.routing import Router
 from kombu_reliable.types import Broadcast, Outgoing
 
 if TYPE_CHECKING:
@@ -101,18 +102,21 @@ class PublishBatch:
         #: Sent at least once; goes out unchanged, or what was stored could not be told apart.
         self._in_doubt: list[Item] = []
         self._memory: dict[str, Any] = {}
+        #: For the exchanges to which messages of this batch go.
+        self._routers: dict[str, Router] = {}
 
     def publish(
         self, message: dict[str, Any], exchange: str = '', routing_key: str = '', **kwargs: Any
     ) -> None:
         """Prepares a message; the errors of :meth:`.Channel.basic_publish` come at once."""
-        self._collected += self.channel.prepare(message, exchange, routing_key)
+        self._collected += self.channel.prepare(message, exchange, routing_key, self._routers)
         if len(self._collected) >= self._max_size:
             self.flush()
 
     def flush(self) -> None:
         """Sends what was collected.  After an error it can be called again: nothing is lost,
         nothing is stored twice."""
+        self._routers = {}
         while self._in_doubt or self._collected:
             if not self._in_doubt:
                 self._in_doubt = self._collected[:ROUND]

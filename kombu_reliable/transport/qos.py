@@ -29,7 +29,8 @@ class LeaseQoS:
     def __init__(self, channel: Channel, prefetch_count: int = 0) -> None:
         self.channel = channel
         self.prefetch_count = prefetch_count or 0
-        self._tags: set[str] = set()
+        #: In the order of their delivery.
+        self._tags: dict[str, None] = {}
         self._waiting: set[str] = set()
         self._begun: set[str] = set()
 
@@ -47,7 +48,7 @@ class LeaseQoS:
         """A message that was dropped unsettled frees its place when its lease is given up."""
         for tag in self._tags.copy():
             if not self.channel.keeper.holds(tag):
-                self._tags.discard(tag)
+                self._tags.pop(tag, None)
                 self._begun.discard(tag)
 
     def can_consume_max_estimate(self) -> int | None:
@@ -57,7 +58,7 @@ class LeaseQoS:
 
     def credit(self) -> int:
         """How many messages may be claimed now."""
-        if not self.can_consume():
+        if not self.channel.flowing or not self.can_consume():
             return 0
         if 'can_consume' in self.__dict__:
             # Somebody else decides, about one message at a time, once he has seen the last.
@@ -82,9 +83,15 @@ class LeaseQoS:
         """The tags of what was delivered and not settled."""
         return frozenset(self._tags.copy())
 
+    def delivered_before(self, delivery_tag: str) -> list[str]:
+        """The tags of what was delivered before and is not settled; none if ``delivery_tag``
+        is settled itself."""
+        tags = list(self._tags.copy())
+        return tags[: tags.index(delivery_tag)] if delivery_tag in tags else []
+
     def reserve(self, delivery_tag: str) -> None:
         """Counts a message that was claimed and is not handed out yet."""
-        self._tags.add(delivery_tag)
+        self._tags[delivery_tag] = None
         self._waiting.add(delivery_tag)
 
     def handed_out(self, delivery_tag: str) -> None:
@@ -117,7 +124,7 @@ class LeaseQoS:
         self._settle(delivery_tag, Verdict.FAIL, reason)
 
     def _settle(self, delivery_tag: str, verdict: Verdict, reason: str = '') -> None:
-        self._tags.discard(delivery_tag)
+        self._tags.pop(delivery_tag, None)
         self._waiting.discard(delivery_tag)
         self._begun.discard(delivery_tag)
         self.channel.keeper.settle(delivery_tag, verdict, reason)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 from urllib.parse import quote
 
@@ -19,9 +20,12 @@ from kombu_reliable.masking import SECRETS, Masked, mask_secrets, unmask
 from kombu_reliable.options import Options
 from kombu_reliable.transport.channel import Channel
 from kombu_reliable.transport.endpoint import endpoint_for
-from kombu_reliable.transport.fanout import FanoutReceiver
+from kombu_reliable.transport.fanout import FanoutBinding, FanoutReceiver
+from kombu_reliable.transport.line import LOST
 from kombu_reliable.transport.poller import Poller
+from kombu_reliable.transport.queues import Lifetime
 from kombu_reliable.transport.reactor import Reactor
+from kombu_reliable.transport.routing import Routes
 from kombu_reliable.urls import ServerURL, parse_url
 
 __all__ = ('Transport',)
@@ -80,11 +84,19 @@ class Transport(virtual.Transport):
             # A server inside this process has nothing that an event loop could wait for.
             self.implements = self.implements.extend(asynchronous=False)
         super().__init__(client, **kwargs)
-        #: queue -> exchange, routing key and position at the time of the binding.
-        self.fanout_bindings: dict[str, tuple[str, str, str]] = {}
+        self.fanout_bindings: dict[str, FanoutBinding] = {}
+        #: How the queues that were declared here are to live.
+        self.lifetimes: dict[str, Lifetime] = {}
+        #: Types of exchanges that others have declared.
+        self.exchange_kinds: dict[str, str] = {}
         self.poller = Poller(self.endpoint)
         self.fanout = FanoutReceiver(self.endpoint)
         self.reactor = Reactor([self.fanout, self.poller])
+
+    @cached_property
+    def routes(self) -> Routes:
+        """Where messages to named exchanges go."""
+        return Routes(self.endpoint.store)
 
     def driver_version(self) -> str:
         return str(redis.__version__)
@@ -126,13 +138,20 @@ class Transport(virtual.Transport):
         for channel in list(self.channels):
             channel.close()
         self.poller.close()
+        for queue, binding in self.fanout_bindings.items():
+            with contextlib.suppress(*LOST):  # the entry ends by itself
+                self.fanout.stop_listening(binding.exchange, queue)
         self.fanout.close()
+        self.endpoint.attendance.leave_all(self)
         self._leave_loop()
         self.reactor.close()
 
     def _collect(self, connection: Any) -> None:
         """Forgets without a word to the server: in a forked child its sockets are not ours."""
+        attendance = self.endpoint.attendance
+        attendance.drop(self)
         for channel in self.channels:
+            attendance.drop(channel)
             channel.closed = True
         self.channels.clear()
         self.poller.forget()

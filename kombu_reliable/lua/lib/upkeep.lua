@@ -1,11 +1,13 @@
 -- @include alarm
 -- @include dead
+-- @include lifetime
 -- @include owner
 -- @include place
 -- @include record
 -- @include wake
 -- What time does to a queue: delayed jobs become ready, expired leases are taken back,
--- old dead letters go.  Every step is bounded; what is left keeps its alarm.
+-- old dead letters go, some queues come to the end of their life.  Every step is bounded; what
+-- is left keeps its alarm.
 local STEP = 100
 local LOOK_AGAIN = 30000 -- ms
 
@@ -68,12 +70,14 @@ local function upkeep(queue, now, hold, retention)
   if moved > 0 then
     arm(queue)
   end
+  local life = redis.call('EXISTS', LIFE .. queue) == 1 and lifetimes().live_on(queue, now, hold)
   local lease = head(LEASED .. queue)
   if lease and hold then
     lease = math.max(lease, hold)
   end
   local dead = head(DEAD .. queue)
   local next = sooner(sooner(head(DELAYED .. queue), lease), dead and dead + retention + 1)
+  next = sooner(next, life or nil)
   if next then
     redis.call('ZADD', ALARMS, next, queue)
   else

@@ -1,0 +1,31 @@
+-- Deletes what waits in a queue.  Its functions are made when they are needed: making them
+-- would cost each claim, which hardly ever does.
+local function discarding()
+  local STEP = 200
+
+  local function discard(key)
+    local ids = redis.call('ZRANGE', key, 0, STEP - 1)
+    if #ids == 0 then
+      return 0
+    end
+    redis.call('ZREM', key, unpack(ids))
+    -- A job that was taken back from an owner still has that owner's entry.
+    redis.call('HDEL', OWNERS, unpack(ids))
+    for _, id in ipairs(ids) do
+      redis.call('UNLINK', JOB .. id, EXTRA .. id)
+    end
+    return #ids
+  end
+
+  -- One step; returns how many it deleted, 0 when nothing waits in the queue any more.
+  return function(queue)
+    local deleted = discard(READY .. queue)
+    if deleted == 0 then
+      deleted = discard(DELAYED .. queue)
+    end
+    if deleted == 0 then
+      redis.call('DEL', WAKE .. queue)
+    end
+    return deleted
+  end
+end
