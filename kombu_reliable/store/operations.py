@@ -55,6 +55,12 @@ def _flat(settlements: Sequence[Settlement]) -> list[Argument]:
     return args
 
 
+def _tail(message: Outgoing) -> bytes:
+    """What a record has behind its times."""
+    queue = message.queue.encode()
+    return b'%04d%b%b' % (len(queue), queue, message.envelope)
+
+
 def _envelope(record: bytes) -> bytes:
     try:
         return record[_RECORD_HEAD + int(record[_QUEUE_LENGTH]) :]
@@ -88,7 +94,7 @@ class Operations:
         featured = any(one.run for one in messages)
         args: list[Argument] = [lane, first]
         for one in messages:
-            args += [one.id, one.queue, one.rank, one.due, one.envelope]
+            args += [one.id, one.queue, f'{one.rank:03}', one.due, _tail(one)]
             if featured:
                 args.append(one.features)
         return self._call('publish_featured' if featured else 'publish', _texts, *args)

@@ -1,6 +1,7 @@
 """Numbers for publishes, so that a repeated one is known as such.
 
-Every thread that publishes owns a lane and numbers what it sends in it one by one.  A thread
+Every thread that publishes owns a lane and numbers what it sends in it upwards, from the time of
+its clock: the server forgets the lanes with the lowest numbers when there are too many.  A thread
 repeats a publish before it makes the next one, so the server needs to remember only the last
 number of each lane.  A thread that ends leaves its lane to the next one: the number of lanes
 is that of threads that publish at the same time.
@@ -11,6 +12,7 @@ from __future__ import annotations
 import os
 import secrets
 import threading
+import time
 from collections import deque
 from dataclasses import dataclass, field
 
@@ -77,8 +79,8 @@ os.register_at_fork(after_in_child=_start_anew)
 def next_nonce(count: int = 1) -> Nonce:
     """Takes the next ``count`` numbers of this thread's lane."""
     lane = _lanes.tenancy().lane
-    first = lane.last + 1
-    lane.last += count
+    first = max(lane.last + 1, time.time_ns() // 1000)
+    lane.last = first + count - 1
     return Nonce(lane.id, first, count)
 
 

@@ -7,8 +7,10 @@
 -- Stores messages, ready or delayed, each at most once.
 --
 -- ARGV  now | '' , lane, number of the first message in its lane,
---       then per message: id, queue, rank, due, envelope and what else the operation takes
+--       then per message: id, queue, rank, due, tail and what else the operation takes
+--       rank: three digits, higher ones run first
 --       due: '0' at once, '+<ms>' from now, '<ms>' since the epoch
+--       tail: what a record has behind its times, see record.lua
 -- Reply one string per message: the key it is stored under ('' if it was stored before).
 --       Of a single message it comes without an array around it, which would cost as much as
 --       storing the message.
@@ -24,31 +26,28 @@ local function publish(stride, store)
   if foreign(version) then
     return refuse(version)
   end
-  local now = clock()
-  local lane, first = ARGV[2], tonumber(ARGV[3])
+  local now, _, stamp = clock()
+  local first = tonumber(ARGV[3])
   local count = (#ARGV - 3) / stride
-  local skip, known = made_before(lane, first, count)
+  local skip = remember(ARGV[2], first, first + count - 1)
   local reply = {}
   for i = 1, skip do
     reply[i] = ''
   end
   if skip < count then
-    -- The first write may grow, so a full server refuses here, before anything is stored.
-    remember(lane, first + count - 1, now, known)
     if not version then
       redis.call('HSET', META, 'v', LAYOUT)
     end
     local sequence = redis.call('HINCRBY', META, 'seq', count - skip) - count
-    local watched = keeper and tonumber(string.match(keeper, ';([^;]*);'))
     for i = skip + 1, count do
       local at = 4 + (i - 1) * stride
-      local queue, rank, due = ARGV[at + 1], tonumber(ARGV[at + 2]), due_at(ARGV[at + 3], now)
-      local head = string.format('%03d%013.0f%04d', rank, now, #queue)
-      local id, stored = store(at, sequence + i, head .. queue .. ARGV[at + 4])
+      local queue, rank, due = ARGV[at + 1], ARGV[at + 2], due_at(ARGV[at + 3], now)
+      local id, stored = store(at, sequence + i, rank .. stamp .. ARGV[at + 4])
       reply[i] = id
       if stored and due > now then
         redis.call('ZADD', DELAYED .. queue, due, id)
         alarm_by(queue, due)
+        local watched = keeper and tonumber(string.match(keeper, ';([^;]*);'))
         if not watched or due < watched or watched < now then
           arm(queue)
         end

@@ -27,4 +27,11 @@ else
   redis.call('PERSIST', LIFE .. queue)
   lives.watch(queue)
 end
-return redis.call('ZCARD', READY .. queue) + redis.call('ZCARD', DELAYED .. queue)
+
+-- Foreign data under a key of one queue must not keep a worker of several from starting.
+local function size(key)
+  local count = redis.pcall('ZCARD', key)
+  return type(count) == 'number' and count or 0
+end
+
+return size(READY .. queue) + size(DELAYED .. queue)

@@ -12,15 +12,12 @@ local version = redis.call('HGET', META, 'v')
 if foreign(version) then
   return refuse(version)
 end
-local now = clock()
 local lane, number, exchange = ARGV[2], tonumber(ARGV[3]), ARGV[4]
-if redis.call('ZCOUNT', LISTENERS .. exchange, now, '+inf') == 0 then
+if redis.call('ZCOUNT', LISTENERS .. exchange, (clock()), '+inf') == 0 then
   return 0
 end
-local made, known = made_before(lane, number, 1)
-if made == 0 then
-  enter_full_server() -- remote control helps; a stream is capped
-  remember(lane, number, now, known)
+enter_full_server() -- remote control helps; a stream is capped
+if remember(lane, number, number) == 0 then
   redis.call('XADD', FANOUT .. exchange, 'MAXLEN', '~', ARGV[7], '*', 'k', ARGV[5], 'm', ARGV[6])
   redis.call('PEXPIRE', FANOUT .. exchange, ARGV[8])
 end
