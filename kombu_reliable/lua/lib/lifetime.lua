@@ -14,6 +14,7 @@
 local function lifetimes()
   local SIGN = 20000   -- consumers sign at least so often, ms
   local LINGER = 10000 -- what was routed before the deletion arrives within this time, ms
+  local GRID = 5000    -- sweeps of several queues share a claim, ms
   local SWEPT = 30000  -- without any claim, the memory of a deleted queue goes after so long, ms
   local STEP = 200
 
@@ -82,13 +83,13 @@ local function lifetimes()
       redis.call('UNLINK', LIFE .. queue, ATTENDANCE .. queue)
       return deleted
     end
-    local again = found and now or now + LINGER
+    local again = found and now or math.ceil((now + LINGER) / GRID) * GRID
     redis.call('DEL', ATTENDANCE .. queue)
     redis.call('HSET', LIFE .. queue, 'gone', again, 'swept', found and 0 or 1)
     if redis.call('EXISTS', LEASED .. queue, DEAD .. queue) == 0 then
       -- No alarm of this queue means anything else.
       redis.call('ZADD', ALARMS, again, queue)
-      redis.call('PEXPIRE', LIFE .. queue, LINGER + SWEPT)
+      redis.call('PEXPIRE', LIFE .. queue, again - now + SWEPT)
     else
       alarm_by(queue, again)
       redis.call('PERSIST', LIFE .. queue)
