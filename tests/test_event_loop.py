@@ -18,6 +18,7 @@ from kombu import Connection, Consumer, Queue
 from kombu.asynchronous.hub import Hub
 
 from kombu_reliable.store import Operations
+from kombu_reliable.transport.poller import Poller
 from tests.support.proxy import Proxy
 from tests.support.servers import Server
 from tests.support.wait import wait_for
@@ -160,19 +161,23 @@ def test_a_closed_line_never_takes_away_somebody_elses_reader(
         loop.close()
 
 
+def fill_inbox(poller: Poller) -> None:
+    """Claims, and hands nothing out."""
+    poller.turn()
+
+    def received() -> bool:
+        for line in poller.lines():
+            poller.receive(line)
+        return poller.has_messages()
+
+    wait_for(received, 10, 'messages in the inbox')
+
+
 def test_collect_gives_back_what_was_not_handed_out(loop: Loop, url: str) -> None:
     """Celery collects a connection after an error; nobody would ever settle the inbox."""
     publish(url, *range(4))
     transport = loop.connection.transport
-    transport.poller.turn()
-    wait_for(
-        lambda: (
-            [transport.poller.receive(line) for line in transport.poller.lines()]
-            and transport.poller.has_messages()
-        ),
-        10,
-        'messages in the inbox',
-    )
+    fill_inbox(transport.poller)
     loop.connection.collect()
     other = Loop(url)
     other.run_until(lambda: len(other.arrived) == 4)
@@ -184,15 +189,7 @@ def test_what_was_lost_in_the_inbox_is_not_run(loop: Loop, url: str) -> None:
     """A worker that was frozen over its lease finds in its inbox what others run by now."""
     publish(url, 'x')
     transport = loop.connection.transport
-    transport.poller.turn()
-    wait_for(
-        lambda: (
-            [transport.poller.receive(line) for line in transport.poller.lines()]
-            and transport.poller.has_messages()
-        ),
-        10,
-        'a message in the inbox',
-    )
+    fill_inbox(transport.poller)
     store, keeper = transport.endpoint.store, transport.endpoint.keeper
     future = Operations(store.keys, store.operations.options, now=int(time.time() * 1000))
     # Time passes for somebody who is heard of all the while, so that no claim finds silence.

@@ -17,8 +17,6 @@ from tests.support.proxy import Command, Proxy
 from tests.support.servers import Server
 from tests.support.wait import wait_for
 
-pytest.importorskip('kombu', '5.7')
-
 
 @pytest.fixture
 def proxy(server: Server, database: int) -> Iterator[Proxy]:
@@ -34,6 +32,7 @@ def connection(proxy: Proxy, database: int) -> Iterator[Connection]:
 
 @pytest.fixture
 def producer(connection: Connection) -> Producer:
+    pytest.importorskip('kombu', '5.7')  # which has Producer.batch()
     return connection.Producer()
 
 
@@ -129,7 +128,9 @@ def test_a_batch_can_be_flushed_again_after_an_outage(
     assert waiting(connection) == list(range(301))
 
 
-def test_a_batch_mixes_queues_exchanges_and_broadcasts(connection: Connection) -> None:
+def test_a_batch_mixes_queues_exchanges_and_broadcasts(
+    connection: Connection, producer: Producer
+) -> None:
     channel = connection.channel()
     news = Exchange('news', 'fanout')
     listener = Consumer(channel, [Queue('ear', news)], no_ack=True, accept=['json', 'text/plain'])
@@ -138,7 +139,6 @@ def test_a_batch_mixes_queues_exchanges_and_broadcasts(connection: Connection) -
     listener.consume()
     topics = Exchange('topics', 'topic')
     Queue('q', topics, 'a.*')(channel).declare()
-    producer = connection.Producer()
     with producer.batch():
         producer.publish(1, routing_key='a.b', exchange=topics)
         producer.publish('hello', exchange=news)
@@ -211,6 +211,25 @@ def test_a_publish_with_the_token_of_a_delivery_is_its_next_run(connection: Conn
     assert again.headers['x-lease-token'] != held.headers['x-lease-token']
     with pytest.raises(Fenced):
         publish_task(connection, **held.headers)
+
+
+def test_a_batch_with_a_refused_next_run_stores_the_others_once(
+    connection: Connection, producer: Producer
+) -> None:
+    publish_task(connection)
+    held = connection.channel().basic_get('q')
+    publish_task(connection, **held.headers)
+    assert waiting(connection) == ['body']
+    publish_task(connection)
+    late = connection.channel().basic_get('q')
+    publish_task(connection, **late.headers)
+    with producer.batch() as batch:
+        producer.publish(1, routing_key='q')
+        producer.publish(2, routing_key='q', headers=late.headers)
+        with pytest.raises(Fenced):
+            batch.flush()
+        producer.publish(3, routing_key='q')
+    assert waiting(connection) == ['body', 1, 3]
 
 
 def test_a_job_with_a_key_of_its_own_has_next_runs_too(connection: Connection) -> None:

@@ -121,8 +121,11 @@ class PublishBatch:
             if not self._in_doubt:
                 self._in_doubt = self._collected[:ROUND]
                 del self._collected[:ROUND]
-            self._send()
-            self._in_doubt = []
+            try:
+                self._send()
+            finally:
+                if NONCE not in self._memory:  # the server has answered, if only to refuse a part
+                    self._in_doubt = []
 
     def _send(self) -> None:
         for pause in RETRY_PAUSES:
