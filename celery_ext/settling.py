@@ -45,7 +45,6 @@ class SettleAtOnce(bootsteps.StartStopStep):
                 setattr(parent, name, partial(_settle_at_once, detour))
         if not isinstance(parent.create_task_handler, partial):
             parent.create_task_handler = partial(_surviving, parent, parent.create_task_handler)
-        parent.controller.last_channel = parent.task_consumer.channel
 
 
 def _settle_at_once(detour: Any, call: Any, *args: Any, **kwargs: Any) -> Any:
@@ -83,19 +82,10 @@ def _note_begin(on_accepted: Callable[..., None]) -> Callable[..., None]:
     return accepted
 
 
-def finish(sender: Any, **_: Any) -> None:
+def finish(**_: Any) -> None:
     """A receiver of Celery's ``worker_shutdown``: after SIGHUP the process replaces itself, and
     does so before its other exit handlers run."""
-    _give_back_unbegun(sender)
     finish_settling()
-
-
-def _give_back_unbegun(worker: Any) -> None:
-    """A pool of threads that has ended drops what waited in it.  A process may still run."""
-    channel = getattr(worker, 'last_channel', None)
-    if channel is not None and type(worker.pool).__module__ != 'celery.concurrency.prefork':
-        for tag in channel.qos.unbegun:
-            channel.qos.release(tag)
 
 
 def install(instance: Any, **_: Any) -> None:
