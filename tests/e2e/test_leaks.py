@@ -39,14 +39,18 @@ def crew(own: Server, tmp_path: Path) -> Iterator[Fleet]:
         yield made
 
 
+def names(client: redis.Redis) -> set[str]:
+    """Every key, though some may end by themselves the next moment."""
+    return {key.decode() for key in client.scan_iter(count=1000)}
+
+
 def contents(client: redis.Redis) -> dict[str, Any]:
     """Every key, and how much is in it."""
     sizes: dict[bytes, Callable[[str], Any]] = {
         b'string': client.strlen, b'hash': client.hkeys, b'zset': client.zcard,
         b'set': client.smembers, b'stream': client.xlen,
     }  # fmt: skip
-    names = [key.decode() for key in client.scan_iter(count=1000)]
-    return {name: sizes[client.type(name)](name) for name in names}
+    return {name: sizes[client.type(name)](name) for name in names(client)}
 
 
 def follow_events(app: Celery, done: threading.Event, seen: list[str]) -> None:
@@ -122,7 +126,7 @@ def test_the_keyspace_is_what_it_was(own: Server, crew: Fleet, count: int) -> No
             worker.wait()
         crew.close()
         # The memory of deleted reply queues ends by itself 40 s later if nobody claims any more.
-        wait_for(lambda: set(contents(client)) <= CONSTANTS, 60, 'keyspace as it was')
+        wait_for(lambda: names(client) <= CONSTANTS, 60, 'keyspace as it was')
         left = contents(client)
         assert set(left[KEYS.meta]) <= FIELDS
         assert left[KEYS.producers] <= LANES
