@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 from typing import Any
 
@@ -26,10 +26,10 @@ LONGEST_QUEUE_NAME = 9_999
 
 #: Headers that speak to the transport or to one run: they end here, or a retry, which copies
 #: the headers of its run, would wait or count again.
-_CONSUMED = frozenset({'x-delay', 'x-delivery-count', TOKEN_HEADER})
+_CONSUMED = ('x-delay', 'x-delivery-count', TOKEN_HEADER)
 
 #: Properties that kombu sets anew at each end.
-_TRANSIENT = frozenset({'delivery_tag', 'body_encoding', 'delivery_info', NONCE})
+_TRANSIENT = ('delivery_tag', 'body_encoding', 'delivery_info', NONCE)
 
 
 def outgoing(
@@ -136,19 +136,23 @@ def envelope(
     routing_key: str,
 ) -> bytes:
     """Packs a message; where it was sent is left out if its queue says it."""
-    properties = {
-        name: value for name, value in message['properties'].items() if name not in _TRANSIENT
-    }
     head = [
         message['content-type'],
         message['content-encoding'],
-        {name: value for name, value in headers.items() if name not in _CONSUMED},
-        properties,
+        _without(headers, _CONSUMED),
+        _without(message['properties'], _TRANSIENT),
     ]
     if exchange or routing_key != queue:
         head.append([exchange, routing_key])
     body = message['body']
     return seal(head, body if isinstance(body, bytes) else str(body).encode())
+
+
+def _without(fields: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
+    rest = dict(fields)
+    for name in names:
+        rest.pop(name, None)
+    return rest
 
 
 def open_envelope(sealed: bytes, queue: str, tag: str, deliveries: int) -> dict[str, Any]:
