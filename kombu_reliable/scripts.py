@@ -11,7 +11,7 @@ import hashlib
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from importlib.resources import files
 from typing import Any, Generic, TypeVar
 
@@ -25,7 +25,7 @@ from kombu_reliable.errors import (
     ServerFull,
 )
 from kombu_reliable.keys import FAMILIES, LAYOUT
-from kombu_reliable.wire import Argument
+from kombu_reliable.wire import Argument, pack, packed_words
 
 __all__ = ('Call', 'Script', 'all_scripts', 'script', 'translate')
 
@@ -64,6 +64,15 @@ class Call(Generic[T]):
 
     def command(self) -> tuple[Argument, ...]:
         return ('EVALSHA', self.script.sha, 1, self.meta, self.now, *self.args)
+
+    def packed(self) -> bytes:
+        """The command as it goes over the wire."""
+        return pack((self.now, *self.args), _beginning(self.script.sha, self.meta))
+
+
+@lru_cache(256)
+def _beginning(sha: str, meta: str) -> tuple[int, bytes]:
+    return packed_words(('EVALSHA', sha, 1, meta))
 
 
 def _read(folder: str, name: str) -> str:

@@ -14,7 +14,7 @@ from kombu_reliable.scripts import Call, all_scripts, translate
 from kombu_reliable.store.connections import Connections
 from kombu_reliable.store.operations import Operations
 from kombu_reliable.types import QueueCounts
-from kombu_reliable.wire import exchange, pack
+from kombu_reliable.wire import exchange
 
 __all__ = ('Store',)
 
@@ -87,7 +87,7 @@ class Store:
     def _send(self, calls: Sequence[Call[T]]) -> list[Any]:
         connection = self._connections.take()
         try:
-            packed = b''.join([pack(call.command()) for call in calls])
+            packed = b''.join([call.packed() for call in calls])
             replies = exchange(connection, packed, len(calls))
         except BaseException:
             self._connections.give_back_broken(connection)
