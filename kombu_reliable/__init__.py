@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     from kombu_reliable.options import Options
     from kombu_reliable.transport import Transport
     from kombu_reliable.transport.keeper import finish_settling
-    from kombu_reliable.transport.messages import TOKEN_HEADER
+    from kombu_reliable.transport.messages import TOKEN_HEADER, open_envelope
+    from kombu_reliable.types import Verdict
     from kombu_reliable.urls import ServerURL, parse_url
 
 __version__ = '0.1.0'
@@ -51,6 +52,8 @@ _HOME = {
     'Options': 'options',
     'Transport': 'transport',
     'TOKEN_HEADER': 'transport.messages',
+    'open_envelope': 'transport.messages',
+    'Verdict': 'types',
     'ServerURL': 'urls',
     'parse_url': 'urls',
 }
@@ -71,7 +74,9 @@ __all__ = (
     'ServerURL',
     'Transport',
     'UnsupportedServer',
+    'Verdict',
     'finish_settling',
+    'open_envelope',
     'parse_url',
     'register',
     'set_hooks',
