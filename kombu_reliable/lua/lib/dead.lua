@@ -32,6 +32,7 @@ local function bury(queue, id, detail, now, keep)
     redis.call('UNLINK', EXTRA .. id) -- foreign data
     redis.call('HSET', EXTRA .. id, unpack(fields))
   end
+  redis.call('HDEL', EXTRA .. id, 'once') -- whoever replays it may be lost as any
   mark_extra(id)
   local record = UNSEEN[reason] and redis.pcall('GET', JOB .. id)
   if type(record) == 'string' then
