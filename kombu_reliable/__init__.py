@@ -17,19 +17,28 @@ if TYPE_CHECKING:
         ConnectionLost,
         EmbeddedServerError,
         Fenced,
+        HasDependents,
+        InvalidArgument,
         InvalidMessage,
         InvalidOption,
         InvalidURL,
         LayoutError,
         ReliableError,
         ServerFull,
+        UnknownJob,
+        UnknownQueue,
         UnsupportedServer,
+        WrongState,
     )
     from kombu_reliable.hooks import set_hooks
     from kombu_reliable.options import Options
+    from kombu_reliable.store import Store
+    from kombu_reliable.store.info import Event, Failure, Group, JobInfo
     from kombu_reliable.transport import Transport
     from kombu_reliable.transport.keeper import finish_settling
-    from kombu_reliable.transport.messages import TOKEN_HEADER
+    from kombu_reliable.transport.messages import TOKEN_HEADER, open_job
+    from kombu_reliable.transport.transport import open_store
+    from kombu_reliable.types import QueueCounts
     from kombu_reliable.urls import ServerURL, parse_url
 
 __version__ = '0.1.0'
@@ -39,13 +48,26 @@ _HOME = {
     'ConnectionLost': 'errors',
     'EmbeddedServerError': 'errors',
     'Fenced': 'errors',
+    'HasDependents': 'errors',
+    'InvalidArgument': 'errors',
     'InvalidMessage': 'errors',
     'InvalidOption': 'errors',
     'InvalidURL': 'errors',
     'LayoutError': 'errors',
     'ReliableError': 'errors',
     'ServerFull': 'errors',
+    'UnknownJob': 'errors',
+    'UnknownQueue': 'errors',
     'UnsupportedServer': 'errors',
+    'WrongState': 'errors',
+    'Event': 'store.info',
+    'Failure': 'store.info',
+    'Group': 'store.info',
+    'JobInfo': 'store.info',
+    'QueueCounts': 'types',
+    'Store': 'store',
+    'open_job': 'transport.messages',
+    'open_store': 'transport.transport',
     'finish_settling': 'transport.keeper',
     'set_hooks': 'hooks',
     'Options': 'options',
@@ -60,18 +82,31 @@ __all__ = (
     'AccessRefused',
     'ConnectionLost',
     'EmbeddedServerError',
+    'Event',
+    'Failure',
     'Fenced',
+    'Group',
+    'HasDependents',
+    'InvalidArgument',
     'InvalidMessage',
     'InvalidOption',
     'InvalidURL',
+    'JobInfo',
     'LayoutError',
     'Options',
+    'QueueCounts',
     'ReliableError',
     'ServerFull',
     'ServerURL',
+    'Store',
     'Transport',
+    'UnknownJob',
+    'UnknownQueue',
     'UnsupportedServer',
+    'WrongState',
     'finish_settling',
+    'open_job',
+    'open_store',
     'parse_url',
     'register',
     'set_hooks',

@@ -9,14 +9,14 @@ from __future__ import annotations
 import binascii
 import uuid
 import zlib
-from base64 import urlsafe_b64encode
+from base64 import urlsafe_b64decode, urlsafe_b64encode
 from typing import Any
 
 from kombu.utils.json import dumps, loads
 
 from kombu_reliable.errors import ReliableError
 
-__all__ = ('CorruptEnvelope', 'pack_id', 'seal', 'unseal')
+__all__ = ('CorruptEnvelope', 'pack_id', 'seal', 'unpack_id', 'unseal')
 
 #: A larger body is stored as it is: it repeats nothing of the dictionary, and users who
 #: want large bodies compressed tell kombu so.
@@ -56,6 +56,24 @@ def pack_id(identity: str) -> str:
         if len(packed) == 16 and str(uuid.UUID(bytes=packed)) == identity:
             return urlsafe_b64encode(packed)[:22].decode()
     return f'={identity}'
+
+
+def unpack_id(key: str) -> str:
+    """The id behind the key of a job, also behind that of a further job under the same id.
+
+    Example:
+        >>> unpack_id('~17~AAAAAAAAAAAAAAAAAAAAAA')
+        '00000000-0000-0000-0000-000000000000'
+    """
+    if key.startswith('~'):
+        key = key[1:].partition('~')[2]
+    if key.startswith('='):
+        return key[1:]
+    try:
+        packed = urlsafe_b64decode(f'{key}==') if len(key) == 22 else b''
+    except ValueError:
+        packed = b''
+    return str(uuid.UUID(bytes=packed)) if len(packed) == 16 else key
 
 
 def seal(head: Any, body: bytes) -> bytes:

@@ -39,6 +39,13 @@ FAMILIES: dict[str, str] = {
     'LIFE': 'q:',
     'ATTENDANCE': 'qc:',
     'BOUND': 'qb:',
+    'WAITING': 'wt:',
+    'DEPENDENTS': 'dep:',
+    'UNMET': 'up:',
+    'TWINS': 'same:',
+    'PAUSED': 'paused',
+    'GROUP': 'fg:',
+    'GROUPS': 'groups',
 }
 
 
@@ -132,3 +139,20 @@ class Keys:
 
     def bound(self, queue: str) -> str:
         return self._key('BOUND', queue)
+
+    def twins(self, job: str) -> str:
+        return self._key('TWINS', job)
+
+    @property
+    def paused(self) -> str:
+        return self._key('PAUSED')
+
+    def group(self, group: str) -> str:
+        return self._key('GROUP', group)
+
+    @property
+    def groups(self) -> str:
+        return self._key('GROUPS')
+
+    def waiting(self, queue: str) -> str:
+        return self._key('WAITING', queue)

@@ -122,3 +122,5 @@ class QueueCounts:
     delayed: int
     leased: int
     dead: int
+    waiting: int = 0
+    paused: bool = False

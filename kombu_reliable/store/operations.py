@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeVar
 
 from kombu_reliable.keys import Keys
 from kombu_reliable.options import Options
@@ -18,7 +18,10 @@ __all__ = (
     'RENEW_LIMIT',
     'SETTLE_LIMIT',
     'Operations',
+    'message_of',
 )
+
+T = TypeVar('T')
 
 # What one call may carry; together with the cost of a step this keeps it under 5 ms.
 PUBLISH_LIMIT = 200
@@ -61,7 +64,8 @@ def _tail(message: Outgoing) -> bytes:
     return b'%04d%b%b' % (len(queue), queue, message.envelope)
 
 
-def _envelope(record: bytes) -> bytes:
+def message_of(record: bytes) -> bytes:
+    """The envelope in a record."""
     try:
         return record[_RECORD_HEAD + int(record[_QUEUE_LENGTH]) :]
     except ValueError:
@@ -87,6 +91,21 @@ class Operations:
     def _call(self, name: str, decode: Any, *args: Argument) -> Call[Any]:
         now = '' if self.now is None else str(self.now)
         return Call(script(name), self.keys.meta, args, decode, now)
+
+    @property
+    def retention(self) -> int:
+        """How long dead letters are kept, in milliseconds."""
+        return self._retention
+
+    def call(self, name: str, decode: Callable[[Any], T], *args: Argument) -> Call[T]:
+        """Encodes an operation that is defined elsewhere.
+
+        Args:
+            name: of its file.
+            decode: reads the reply.
+            args: what stands behind the time.
+        """
+        return self._call(name, decode, *args)
 
     def publish(self, lane: str, first: int, messages: Sequence[Outgoing]) -> Call[tuple[str, ...]]:
         """Stores messages; the value is the key of each, ``''`` if it was stored before and
@@ -120,7 +139,7 @@ class Operations:
                     id=leased[at + 1].decode(errors='replace'),
                     token=f'{token}.{number}',
                     deliveries=int(leased[at + 2]),
-                    envelope=_envelope(leased[at + 3]),
+                    envelope=message_of(leased[at + 3]),
                 )
                 for number, at in enumerate(range(0, len(leased), 4), 1)
             )

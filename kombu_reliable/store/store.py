@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import cached_property
 from typing import Any, TypeVar
 
 import redis
@@ -13,7 +14,8 @@ from kombu_reliable.errors import LayoutError
 from kombu_reliable.keys import LAYOUT
 from kombu_reliable.scripts import Call, all_scripts, translate
 from kombu_reliable.store.connections import Connections
-from kombu_reliable.store.operations import Operations
+from kombu_reliable.store.jobs import Jobs
+from kombu_reliable.store.operations import Operations, message_of
 from kombu_reliable.types import QueueCounts
 from kombu_reliable.wire import pack
 
@@ -39,6 +41,18 @@ class Store:
         self._connections = Connections(client.connection_pool)
         self.operations = operations
         self.keys = operations.keys
+
+    @cached_property
+    def jobs(self) -> Jobs:
+        """Looks at jobs and queues, and acts on them."""
+        return Jobs(self)
+
+    def now(self) -> int:
+        """The server's time, in milliseconds since the epoch."""
+        if self.operations.now is not None:
+            return self.operations.now
+        seconds, micros = self.client.time()  # type: ignore[misc]
+        return int(seconds * 1000 + micros // 1000)
 
     def run(self, call: Call[T]) -> T:
         """Sends one call and returns its value.
@@ -109,20 +123,31 @@ class Store:
                 f'this version of kombu_reliable reads layout {LAYOUT}'
             )
 
+    def envelopes(self, jobs: Sequence[str]) -> list[bytes | None]:
+        """The messages of jobs; None for what is no job, or none any more."""
+        # One command each: together, large ones would hold the server up.
+        with self.client.pipeline(transaction=False) as pipe:
+            for job in jobs:
+                pipe.get(self.keys.job(job))
+            replies = pipe.execute(raise_on_error=False)
+        return [message_of(one) if isinstance(one, bytes) else None for one in replies]
+
     # -- queues ------------------------------------------------------------------
 
     def counts(self, queue: str) -> QueueCounts:
         """Counts the jobs of a queue by state."""
         keys = self.keys
         with self.client.pipeline(transaction=False) as pipe:
-            for spell in (keys.ready, keys.delayed, keys.leased, keys.dead):
+            for spell in (keys.ready, keys.delayed, keys.leased, keys.dead, keys.waiting):
                 pipe.zcard(spell(queue))
-            replies = pipe.execute(raise_on_error=False)
+            pipe.sismember(keys.paused, queue)
+            *replies, paused = pipe.execute(raise_on_error=False)
         for reply in replies:
             if isinstance(reply, Exception) and 'WRONGTYPE' not in str(reply):
                 raise reply
         # Foreign data is nothing of ours to be counted.
-        return QueueCounts(*(reply if isinstance(reply, int) else 0 for reply in replies))
+        sizes = (reply if isinstance(reply, int) else 0 for reply in replies)
+        return QueueCounts(*sizes, paused=bool(paused == 1))
 
     def purge(self, queue: str, progress: Callable[[int], None] | None = None) -> int:
         """Deletes everything that waits in a queue, ready and delayed.
