@@ -190,6 +190,18 @@ class Store:
             self.purge(queue)
         return deleted >= 0
 
+    def tell_ends_to(self, queue: str) -> None:
+        """Has ends that no worker reports told to a queue: the limit of deliveries, a lost
+        lease, a dependency, a cancel.
+
+        Each is a message: a line of JSON with ``key``, ``queue``, ``outcome`` (``failed`` or
+        ``canceled``), ``reason`` and ``at``, then the envelope of the job.
+
+        Args:
+            queue: its name; ``''`` if nobody wants to know.
+        """
+        self.repeat(self.operations.tell_ends(queue))
+
     # -- bindings ----------------------------------------------------------------
 
     def bindings(self, exchange: str) -> list[str]:
