@@ -21,7 +21,7 @@ if TYPE_CHECKING:
         InertWarning,
         InvalidDependency,
     )
-    from celery_ext.install import Extension, install
+    from celery_ext.installation import Extension, install
     from celery_ext.jobs import Dependencies, Event, Failure, Job, Jobs
     from celery_ext.queues import Queue, Queues
     from kombu_reliable import (
@@ -38,7 +38,7 @@ _HOME = {
     'DeadLetters': 'celery_ext.dead',
     'Dependencies': 'celery_ext.jobs',
     'Event': 'celery_ext.jobs',
-    'Extension': 'celery_ext.install',
+    'Extension': 'celery_ext.installation',
     'Failure': 'celery_ext.jobs',
     'ForeignBroker': 'celery_ext.errors',
     'Group': 'celery_ext.dead',
@@ -56,7 +56,7 @@ _HOME = {
     'UnknownQueue': 'kombu_reliable',
     'WrongState': 'kombu_reliable',
     'expected': 'celery_ext.dependencies',
-    'install': 'celery_ext.install',
+    'install': 'celery_ext.installation',
 }
 
 __all__ = (

@@ -24,7 +24,7 @@ def is_ours(app: Any) -> bool:
         url = url[0] if url else None
     scheme = str(url or '').split('://')[0]
     alias = TRANSPORT_ALIASES.get(app.conf.broker_transport or scheme, '')
-    return alias == _OURS
+    return bool(alias == _OURS)
 
 
 def speaks_ours(connection: Any) -> bool:

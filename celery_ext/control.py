@@ -43,7 +43,7 @@ def _durable(revoke: Callable[..., Any]) -> Callable[..., Any]:
         # Those who name workers speak to these alone.
         if extension is not None and destination is None and is_ours(self.app):
             ids = [task_id] if isinstance(task_id, str) else list(task_id)
-            extension.jobs.remove(ids, terminate)
+            extension.jobs.revoke(ids, terminate)
         return revoke(self, task_id, destination, terminate, *args, **kwargs)
 
     return revoke_and_remove

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from celery_ext.jobs import PAGE, Job, task_id
 
 if TYPE_CHECKING:
-    from celery_ext.install import Extension
+    from celery_ext.installation import Extension
 
 __all__ = ('DeadLetters', 'Group')
 
 Progress = Callable[[int], None]
 
 
-class Group(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Group:
     """Dead letters that died of the same.
 
     Args:

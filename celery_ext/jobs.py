@@ -13,7 +13,7 @@ from celery_ext.moments import due_time, moment
 from kombu_reliable import JobInfo, UnknownJob, open_job
 
 if TYPE_CHECKING:
-    from celery_ext.install import Extension
+    from celery_ext.installation import Extension
 
 __all__ = ('Dependencies', 'Event', 'Failure', 'Job', 'Jobs', 'task_id')
 
@@ -415,6 +415,17 @@ class Jobs:
         if answer == 'requested':
             control.broadcast_revoke(self._extension.app, name, terminate, signal)
         return answer
+
+    def revoke(self, ids: Iterable[str], terminate: bool = False) -> None:
+        """Removes what is queued under some ids, for Celery's ``revoke``: it asks nobody who
+        waits, knows no error for what is gone, and lets run what runs, unless ``terminate``.
+        """
+        reason = 'terminated' if terminate else 'revoked'
+        for name in ids:
+            for info in self._store.all(name):
+                if info.state == 'failed' or (info.state == 'leased' and not terminate):
+                    continue
+                self._store.cancel(info, reason, cascade=True)
 
     def retry(self, which: Any) -> Job:
         """Lets a dead letter run once more; see :meth:`Job.retry`."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from kombu_reliable import QueueCounts
 
 if TYPE_CHECKING:
-    from celery_ext.install import Extension
+    from celery_ext.installation import Extension
     from celery_ext.jobs import Job
 
 __all__ = ('Queue', 'Queues')

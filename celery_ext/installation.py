@@ -67,7 +67,7 @@ def install(app: Any = None) -> Extension:
         >>> app.config_from_object('django.conf:settings', namespace='CELERY')
         >>> ext = celery_ext.install(app)
     """
-    app = (current_app if app is None else app)
+    app = current_app if app is None else app
     # Celery's current app is a proxy.
     app = getattr(app, '_get_current_object', lambda: app)()
     known: Extension | None = app.__dict__.get('celery_ext')
