@@ -267,9 +267,7 @@ def test_cancel_of_what_waits(
             one.get(20)
 
 
-def test_cancel_hits_all_jobs_under_an_id(
-    ext: Extension, send: Callable[..., AsyncResult]
-) -> None:
+def test_cancel_hits_all_jobs_under_an_id(ext: Extension, send: Callable[..., AsyncResult]) -> None:
     for n in range(3):
         send('run', n, task_id='same')
     assert [job.args for job in ext.jobs.all('same')] == ['(2,)', '(1,)', '(0,)']
