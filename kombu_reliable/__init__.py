@@ -36,9 +36,9 @@ if TYPE_CHECKING:
     from kombu_reliable.store.info import Event, Failure, Group, JobInfo
     from kombu_reliable.transport import Transport
     from kombu_reliable.transport.keeper import finish_settling
-    from kombu_reliable.transport.messages import TOKEN_HEADER, open_job
+    from kombu_reliable.transport.messages import TOKEN_HEADER, open_envelope, open_job
     from kombu_reliable.transport.transport import open_store
-    from kombu_reliable.types import QueueCounts
+    from kombu_reliable.types import QueueCounts, Verdict
     from kombu_reliable.urls import ServerURL, parse_url
 
 __version__ = '0.1.0'
@@ -73,6 +73,8 @@ _HOME = {
     'Options': 'options',
     'Transport': 'transport',
     'TOKEN_HEADER': 'transport.messages',
+    'open_envelope': 'transport.messages',
+    'Verdict': 'types',
     'ServerURL': 'urls',
     'parse_url': 'urls',
 }
@@ -103,8 +105,10 @@ __all__ = (
     'UnknownJob',
     'UnknownQueue',
     'UnsupportedServer',
+    'Verdict',
     'WrongState',
     'finish_settling',
+    'open_envelope',
     'open_job',
     'open_store',
     'parse_url',

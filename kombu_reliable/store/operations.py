@@ -54,7 +54,7 @@ def _interval(milliseconds: int) -> float | None:
 def _flat(settlements: Sequence[Settlement]) -> list[Argument]:
     args: list[Argument] = []
     for one in settlements:
-        args += [one.verdict.value, one.queue, one.id, one.token, one.reason]
+        args += [one.verdict.value, one.queue, one.id, one.token, one.detail]
     return args
 
 
@@ -163,6 +163,10 @@ class Operations:
         return self._call(
             'settle', _statuses, self._retention, self.options.failed_limit, *_flat(settlements)
         )
+
+    def tell_ends(self, queue: str) -> Call[bool]:
+        """Has ends that no worker reports told to a queue; ``''`` for none."""
+        return self._call('tell_ends', bool, queue)
 
     def purge(self, queue: str) -> Call[int]:
         """Deletes a bounded number of waiting jobs; 0 when none is left."""
