@@ -44,6 +44,7 @@ FAMILIES: dict[str, str] = {
     'UNMET': 'up:',
     'TWINS': 'same:',
     'PAUSED': 'paused',
+    'NOTICED': 'noticed',
     'GROUP': 'fg:',
     'GROUPS': 'groups',
 }
@@ -146,6 +147,10 @@ class Keys:
     @property
     def paused(self) -> str:
         return self._key('PAUSED')
+
+    @property
+    def noticed(self) -> str:
+        return self._key('NOTICED')
 
     def group(self, group: str) -> str:
         return self._key('GROUP', group)

@@ -39,7 +39,7 @@ def moment(value: Any) -> int:
     fine = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
     if not fine or not abs(value) <= LAST_MOMENT:
         raise InvalidArgument(f'{value!r} is not a time in milliseconds since the epoch')
-    return max(0, round(value))
+    return max(0, int(round(value)))
 
 
 def state(value: Any) -> str:

@@ -25,7 +25,7 @@ class Group(NamedTuple):
     """
 
     name: str
-    count: int
+    count: int  # type: ignore[assignment]
     last: int
 
 
@@ -186,7 +186,7 @@ def _failure(reason: str, text: str, group: str, at: int) -> Failure:
 
 
 def _events(history: str) -> Iterator[Event]:
-    for line in history.splitlines():
+    for line in history.split('\n'):
         at, _, rest = line.partition(' ')
         event, _, detail = rest.partition(' ')
         if at.isdigit():

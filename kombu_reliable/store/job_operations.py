@@ -71,6 +71,10 @@ class JobOperations:
         """Deletes dead letters; see :meth:`replay`."""
         return self._act('discard', jobs, group)
 
+    def notice(self, queues: Sequence[str]) -> Call[bool]:
+        """Remembers queues that nobody may have declared."""
+        return self.operations.call('notice', _flag, *queues)
+
     def pause(self, queue: str, paused: bool) -> Call[bool]:
         """Stops a queue for all workers, or lets it go on; False if it was so before."""
         return self.operations.call('pause', _flag, queue, int(paused))

@@ -47,7 +47,7 @@ class Jobs:
         self._store = store
         self._keys = store.keys
         self._client: Any = store.client
-        self._operations = JobOperations(store.operations)
+        self.operations = JobOperations(store.operations)
 
     # -- looking at jobs ---------------------------------------------------------
 
@@ -107,7 +107,7 @@ class Jobs:
         jobs = [target.key] if isinstance(target, JobInfo) else self._keys_of(target)
         statuses: set[str] = set()
         for step in _steps(jobs):
-            statuses.update(self._run(self._operations.cancel(step, reason, cascade)))
+            statuses.update(self._run(self.operations.cancel(step, reason, cascade)))
         if 'dependents' in statuses:
             raise HasDependents(
                 f'other jobs wait for {name(target)} and would fail with it; '
@@ -128,12 +128,12 @@ class Jobs:
             UnknownQueue: the queue was deleted.
         """
         checks.queue_name(queue)
-        self._act(target, 'move', lambda job: self._operations.move([job], queue))
+        self._act(target, 'move', lambda job: self.operations.move([job], queue))
 
     def set_priority(self, target: Target, priority: int) -> None:
         """Gives a job that nobody holds another priority, from 0 to 255."""
         rank = self._store.operations.options.rank(checks.priority(priority))
-        self._act(target, 'set_priority', lambda job: self._operations.prioritize([job], rank))
+        self._act(target, 'set_priority', lambda job: self.operations.prioritize([job], rank))
 
     def reschedule(self, target: Target, when: float) -> None:
         """Gives a job that nobody holds another due time.
@@ -143,15 +143,15 @@ class Jobs:
             when: milliseconds since the epoch; what is past means now.
         """
         due = checks.moment(when)
-        self._act(target, 'reschedule', lambda job: self._operations.reschedule([job], due))
+        self._act(target, 'reschedule', lambda job: self.operations.reschedule([job], due))
 
     def replay(self, target: Target) -> None:
         """Makes a dead letter ready again, with fresh deliveries."""
-        self._act(target, 'replay', lambda job: self._operations.replay([job]), failed=True)
+        self._act(target, 'replay', lambda job: self.operations.replay([job]), failed=True)
 
     def discard(self, target: Target) -> None:
         """Deletes a dead letter."""
-        self._act(target, 'discard', lambda job: self._operations.discard([job]), failed=True)
+        self._act(target, 'discard', lambda job: self.operations.discard([job]), failed=True)
 
     # -- dead letters ------------------------------------------------------------
 
@@ -201,11 +201,11 @@ class Jobs:
         Returns:
             How many were replayed.
         """
-        return self._end_group(group, self._operations.replay, progress)
+        return self._end_group(group, self.operations.replay, progress)
 
     def discard_group(self, group: str, progress: Progress | None = None) -> int:
         """Deletes the dead letters of a group that are there now; see :meth:`replay_group`."""
-        return self._end_group(group, self._operations.discard, progress)
+        return self._end_group(group, self.operations.discard, progress)
 
     # -- queues ------------------------------------------------------------------
 
@@ -219,11 +219,11 @@ class Jobs:
         What was taken goes on.  Returns False if the queue was paused before.
         """
         checks.queue_name(queue)
-        return self._run(self._operations.pause(queue, True))
+        return bool(self._run(self.operations.pause(queue, True)))
 
     def resume(self, queue: str) -> bool:
         """Lets a paused queue go on.  Returns False if it was not paused."""
-        return self._run(self._operations.pause(queue, False))
+        return bool(self._run(self.operations.pause(queue, False)))
 
     def paused(self) -> list[str]:
         """The names of the paused queues."""
@@ -247,7 +247,7 @@ class Jobs:
         """
         total = 0
         for state in checks.purgeable(states):
-            while deleted := self._run(self._operations.empty(queue, state)):
+            while deleted := self._run(self.operations.empty(queue, state)):
                 total += deleted
                 if progress is not None:
                     progress(total)
@@ -267,7 +267,7 @@ class Jobs:
         """What is known about jobs, in their order, without those that are gone."""
         found: list[JobInfo | None] = []
         for step in _steps(jobs):
-            reply = self._run(self._operations.inspect(step))
+            reply = self._run(self.operations.inspect(step))
             found += read_jobs(reply, step, self._store.envelopes(step))
         rank = self._store.operations.options.rank  # which also turns a rank into a priority
         return [replace(job, priority=rank(job.priority)) for job in found if job is not None]

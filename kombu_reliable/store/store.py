@@ -11,7 +11,7 @@ import redis.exceptions
 from redis.connection import AbstractConnection
 
 from kombu_reliable.errors import LayoutError
-from kombu_reliable.keys import LAYOUT
+from kombu_reliable.keys import LAYOUT, Keys
 from kombu_reliable.scripts import Call, all_scripts, translate
 from kombu_reliable.store.connections import Connections
 from kombu_reliable.store.jobs import Jobs
@@ -51,7 +51,7 @@ class Store:
         """The server's time, in milliseconds since the epoch."""
         if self.operations.now is not None:
             return self.operations.now
-        seconds, micros = self.client.time()  # type: ignore[misc]
+        seconds, micros = self.client.time()
         return int(seconds * 1000 + micros // 1000)
 
     def run(self, call: Call[T]) -> T:
@@ -138,16 +138,18 @@ class Store:
         """Counts the jobs of a queue by state."""
         keys = self.keys
         with self.client.pipeline(transaction=False) as pipe:
-            for spell in (keys.ready, keys.delayed, keys.leased, keys.dead, keys.waiting):
-                pipe.zcard(spell(queue))
+            for key in _spots(keys, queue):
+                pipe.zcard(key)
             pipe.sismember(keys.paused, queue)
             *replies, paused = pipe.execute(raise_on_error=False)
         for reply in replies:
             if isinstance(reply, Exception) and 'WRONGTYPE' not in str(reply):
                 raise reply
         # Foreign data is nothing of ours to be counted.
-        sizes = (reply if isinstance(reply, int) else 0 for reply in replies)
-        return QueueCounts(*sizes, paused=bool(paused == 1))
+        ready, delayed, leased, dead, waiting = (
+            reply if isinstance(reply, int) else 0 for reply in replies
+        )
+        return QueueCounts(ready, delayed, leased, dead, waiting, paused is True or paused == 1)
 
     def purge(self, queue: str, progress: Callable[[int], None] | None = None) -> int:
         """Deletes everything that waits in a queue, ready and delayed.
@@ -166,10 +168,9 @@ class Store:
     def knows(self, queue: str) -> bool:
         """Whether a queue was declared, or holds anything."""
         keys = self.keys
-        held = [spell(queue) for spell in (keys.ready, keys.delayed, keys.leased, keys.dead)]
         with self.client.pipeline(transaction=False) as pipe:
             pipe.sismember(keys.queues, queue)
-            pipe.exists(*held)
+            pipe.exists(*_spots(keys, queue))
             pipe.hmget(keys.life(queue), 'life', 'gone')
             declared, holds, (life, gone) = pipe.execute()
         return bool(declared or holds or (life is not None and gone is None))
@@ -201,6 +202,30 @@ class Store:
             queue: its name; ``''`` if nobody wants to know.
         """
         self.repeat(self.operations.tell_ends(queue))
+
+    def notice(self, queue: str) -> None:
+        """Remembers a queue that nobody may have declared, so that it is listed."""
+        self.repeat(self.jobs.operations.notice([queue]))
+
+    def known_queues(self) -> list[str]:
+        """The names of all queues that were declared, or hold something.
+
+        Of undeclared ones that hold only ready messages, the last 4,096 that were published to.
+        """
+        keys = self.keys
+        with self.client.pipeline(transaction=False) as pipe:
+            pipe.smembers(keys.queues)
+            pipe.zrange(keys.alarms, 0, -1)
+            pipe.zrange(keys.noticed, 0, -1)
+            declared, watched, noticed = pipe.execute()
+        others = [name.decode() for name in {*watched, *noticed} - set(declared) if name]
+        with self.client.pipeline(transaction=False) as pipe:
+            for queue in others:
+                pipe.exists(*_spots(keys, queue))
+            holding = pipe.execute()
+        found = {name.decode() for name in declared}
+        found.update(queue for queue, holds in zip(others, holding, strict=True) if holds)
+        return sorted(found)
 
     # -- bindings ----------------------------------------------------------------
 
@@ -236,6 +261,14 @@ class Store:
 
     def stop_listening(self, exchange: str, listener: str) -> None:
         self.client.zrem(self.keys.listeners(exchange), listener)
+
+
+def _spots(keys: Keys, queue: str) -> tuple[str, ...]:
+    """Where the jobs of a queue are, in the order of :class:`QueueCounts`."""
+    return (
+        keys.ready(queue), keys.delayed(queue), keys.leased(queue), keys.dead(queue),
+        keys.waiting(queue),
+    )  # fmt: skip
 
 
 def _read(connection: AbstractConnection) -> Any:

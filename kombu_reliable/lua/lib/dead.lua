@@ -1,9 +1,13 @@
 -- @include ends
--- @include record
+-- @include group
+-- @include history
+-- @include twins
 -- Dead letters: kept by age and number; what retention deletes is counted.
 local function forget_dead(queue, ids)
   for _, id in ipairs(ids) do
     redis.call('ZREM', DEAD .. queue, id)
+    leave_group(id)
+    leave_twin(id)
     redis.call('UNLINK', JOB .. id, EXTRA .. id)
   end
   if #ids > 0 then
@@ -32,7 +36,8 @@ local function bury(queue, id, detail, now, keep)
     redis.call('UNLINK', EXTRA .. id) -- foreign data
     redis.call('HSET', EXTRA .. id, unpack(fields))
   end
-  mark_extra(id)
+  enter_group(id, fields[6] or reason, now)
+  note(id, now, 'failed', reason)
   local record = UNSEEN[reason] and redis.pcall('GET', JOB .. id)
   if type(record) == 'string' then
     -- Foreign data where ends are told must not undo a death.

@@ -1,3 +1,4 @@
+-- @include twins
 -- Deletes what waits in a queue.  Its functions are made when they are needed: making them
 -- would cost each claim, which hardly ever does.
 local function discarding()
@@ -13,6 +14,7 @@ local function discarding()
     redis.call('HDEL', OWNERS, unpack(ids))
     for _, id in ipairs(ids) do
       redis.call('UNLINK', JOB .. id, EXTRA .. id)
+      leave_twin(id)
     end
     return #ids
   end

@@ -22,10 +22,11 @@ local function due_at(due, now)
 end
 
 local function publish(stride, store)
-  local version, keeper = unpack(redis.call('HMGET', META, 'v', 'keeper'))
+  local version, keeper, paused = unpack(redis.call('HMGET', META, 'v', 'keeper', 'paused'))
   if foreign(version) then
     return refuse(version)
   end
+  pausing = paused
   local now, _, stamp = clock()
   local first = tonumber(ARGV[3])
   local count = (#ARGV - 3) / stride
@@ -67,8 +68,10 @@ end
 -- a key of its own; no id of a user's begins like that.
 local function store_new(id, number, record)
   if not redis.call('SET', JOB .. id, '-' .. record, 'NX') then
-    id = string.format('~%.0f~', number) .. id
-    redis.call('SET', JOB .. id, '-' .. record)
+    local twin = string.format('~%.0f~', number) .. id
+    redis.call('SET', JOB .. twin, '-' .. record)
+    redis.call('SADD', TWINS .. id, twin)
+    return twin, true
   end
   return id, true
 end

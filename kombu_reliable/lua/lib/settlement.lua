@@ -1,6 +1,8 @@
 -- @include alarm
 -- @include dead
+-- @include history
 -- @include run
+-- @include twins
 -- @include wake
 -- Ends deliveries.  A settlement is five arguments: verdict, queue, id, token, detail.
 --   ack      done, forget it
@@ -72,6 +74,7 @@ local function settle(first, last, now, retention, keep, reply)
       if FORGOTTEN[verdict] then
         doomed[#doomed + 1] = JOB .. id
         doomed[#doomed + 1] = EXTRA .. id
+        leave_twin(id)
       else
         others[#others + 1] = {verdict, queue, id, owner_place(owners[n]), ARGV[i + 4]}
       end
@@ -97,6 +100,7 @@ local function settle(first, last, now, retention, keep, reply)
   for _, other in ipairs(others) do
     local verdict, queue, id, at, detail = other[1], other[2], other[3], other[4], other[5]
     if verdict ~= 'fail' then
+      note(id, now, verdict == 'requeue' and 'requeued' or 'released')
       give_back(queue, id, at, verdict == 'requeue')
     elseif pcall(bury, queue, id, detail, now, keep) then
       alarm_by(queue, now + retention + 1)

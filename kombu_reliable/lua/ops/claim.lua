@@ -24,11 +24,12 @@ local retention, keep = tonumber(ARGV[7]), tonumber(ARGV[8])
 local FIRST_SETTLEMENT = 10
 local FIRST_QUEUE = FIRST_SETTLEMENT + tonumber(ARGV[9]) * SETTLEMENT
 
-local meta = redis.call('HMGET', META, 'v', 'seen', 'hold', 'keeper', 'deputy')
+local meta = redis.call('HMGET', META, 'v', 'seen', 'hold', 'keeper', 'deputy', 'paused')
 if foreign(meta[1]) then
   return refuse(meta[1])
 end
 enter_full_server()
+pausing = meta[6]
 
 local reply = {0, -1}
 settle(FIRST_SETTLEMENT, FIRST_QUEUE - 1, now, retention, keep, reply)
@@ -91,6 +92,7 @@ local function claim_from(number, queue)
         due = sooner(due, now + retention + 1)
       else
         redis.call('UNLINK', EXTRA .. id)
+        leave_twin(id)
       end
     else
       delivered = delivered + 1
@@ -137,7 +139,8 @@ end
 
 for i = FIRST_QUEUE, #ARGV do
   local queue = ARGV[i]
-  local fine = credit <= 0 or claim_safely(i - FIRST_QUEUE + 1, queue)
+  local open = not pausing or redis.call('SISMEMBER', PAUSED, queue) == 0
+  local fine = open and (credit <= 0 or claim_safely(i - FIRST_QUEUE + 1, queue))
   if fine and redis.call('EXISTS', READY .. queue) == 1 then
     arm(queue)
     reply[1] = 1

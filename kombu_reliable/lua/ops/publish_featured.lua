@@ -6,6 +6,7 @@
 --            Ends the delivery in the same step; refused if it was taken from its owner.
 -- Reply as in lib/publishing.lua; '!' for a message that was refused
 -- Cost  O(log n) per message; at most 200 messages a call
+-- @include history
 -- @include publishing
 -- @include record
 -- @include run
@@ -25,9 +26,13 @@ local function end_run(token, key)
   if redis.call('ZREM', LEASED .. queue, key) == 0 then
     redis.call('ZREM', READY .. queue, key)
   end
-  local past = redis.call('HGET', EXTRA .. key, 'p') or ''
+  local past, history = unpack(redis.call('HMGET', EXTRA .. key, 'p', 'h'))
   redis.call('UNLINK', EXTRA .. key)
-  redis.call('HSET', EXTRA .. key, 'p', string.sub(token .. ';' .. past, 1, PAST_RUNS))
+  redis.call('HSET', EXTRA .. key, 'p', string.sub(token .. ';' .. (past or ''), 1, PAST_RUNS))
+  if history then
+    redis.call('HSET', EXTRA .. key, 'h', history)
+  end
+  note(key, clock(), 'retried')
   return true
 end
 

@@ -9,7 +9,8 @@
 -- @include layout
 -- @include room
 -- @include settlement
-local version = redis.call('HGET', META, 'v')
+local version
+version, pausing = unpack(redis.call('HMGET', META, 'v', 'paused'))
 if foreign(version) then
   return refuse(version)
 end
