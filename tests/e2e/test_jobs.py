@@ -16,7 +16,6 @@ from celery.result import AsyncResult
 import celery_ext
 from celery_ext import (
     Extension,
-    HasDependents,
     InvalidArgument,
     Job,
     UnknownJob,
