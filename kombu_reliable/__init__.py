@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from kombu_reliable.errors import (
         AccessRefused,
         ConnectionLost,
+        DependencyCycle,
         EmbeddedServerError,
         Fenced,
         InvalidMessage,
@@ -37,6 +38,7 @@ __version__ = '0.1.0'
 _HOME = {
     'AccessRefused': 'errors',
     'ConnectionLost': 'errors',
+    'DependencyCycle': 'errors',
     'EmbeddedServerError': 'errors',
     'Fenced': 'errors',
     'InvalidMessage': 'errors',
@@ -59,6 +61,7 @@ __all__ = (
     'TOKEN_HEADER',
     'AccessRefused',
     'ConnectionLost',
+    'DependencyCycle',
     'EmbeddedServerError',
     'Fenced',
     'InvalidMessage',

@@ -27,6 +27,12 @@ FAMILIES: dict[str, str] = {
     'DELAYED': 'd:',
     'LEASED': 'l:',
     'DEAD': 'f:',
+    'WAITING': 'wt:',
+    'DEPENDENTS': 'dep:',
+    'UNMET': 'up:',
+    'WANTED': 'deps',
+    'RELEASES': 'rel',
+    'EXPECTED': 'exp',
     'OWNERS': 'own',
     'ALARMS': 'alarm',
     'FENCED': 'fenced',
@@ -87,6 +93,18 @@ class Keys:
         return self._key('FENCED')
 
     @property
+    def wanted(self) -> str:
+        return self._key('WANTED')
+
+    @property
+    def releases(self) -> str:
+        return self._key('RELEASES')
+
+    @property
+    def expected(self) -> str:
+        return self._key('EXPECTED')
+
+    @property
     def producers(self) -> str:
         return self._key('PRODUCERS')
 
@@ -111,6 +129,15 @@ class Keys:
 
     def dead(self, queue: str) -> str:
         return self._key('DEAD', queue)
+
+    def waiting(self, queue: str) -> str:
+        return self._key('WAITING', queue)
+
+    def dependents(self, job: str) -> str:
+        return self._key('DEPENDENTS', job)
+
+    def unmet(self, job: str) -> str:
+        return self._key('UNMET', job)
 
     def wake(self, queue: str) -> str:
         return self._key('WAKE', queue)

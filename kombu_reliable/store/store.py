@@ -13,6 +13,7 @@ from kombu_reliable.errors import LayoutError
 from kombu_reliable.keys import LAYOUT
 from kombu_reliable.scripts import Call, all_scripts, translate
 from kombu_reliable.store.connections import Connections
+from kombu_reliable.store.dependencies import Edges
 from kombu_reliable.store.operations import Operations
 from kombu_reliable.types import QueueCounts
 from kombu_reliable.wire import pack
@@ -39,6 +40,7 @@ class Store:
         self._connections = Connections(client.connection_pool)
         self.operations = operations
         self.keys = operations.keys
+        self.edges = Edges(self)
 
     def run(self, call: Call[T]) -> T:
         """Sends one call and returns its value.

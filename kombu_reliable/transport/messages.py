@@ -10,6 +10,7 @@ from typing import Any
 from kombu_reliable.envelope import CorruptEnvelope, pack_id, seal, unseal
 from kombu_reliable.errors import InvalidMessage
 from kombu_reliable.options import Options
+from kombu_reliable.transport.dependencies import DEPENDS_ON, POLICY, dependencies
 from kombu_reliable.types import Delivery, Outgoing
 
 __all__ = ('NONCE', 'TOKEN_HEADER', 'envelope', 'open_envelope', 'outgoing', 'payload')
@@ -26,7 +27,7 @@ LONGEST_QUEUE_NAME = 9_999
 
 #: Headers that speak to the transport or to one run: they end here, or a retry, which copies
 #: the headers of its run, would wait or count again.
-_CONSUMED = frozenset({'x-delay', 'x-delivery-count', TOKEN_HEADER})
+_CONSUMED = frozenset({'x-delay', 'x-delivery-count', TOKEN_HEADER, DEPENDS_ON, POLICY})
 
 #: Properties that kombu sets anew at each end.
 _TRANSIENT = frozenset({'delivery_tag', 'body_encoding', 'delivery_info', NONCE})
@@ -38,7 +39,8 @@ def outgoing(
     """Prepares a message for one queue.
 
     Raises:
-        InvalidMessage: its id, queue, priority, eta or ``x-delay`` makes no sense.
+        InvalidMessage: its id, queue, priority, eta, ``x-delay`` or what it depends on makes no
+            sense.
     """
     headers = dict(message['headers'])
     identity = _identity(headers)
@@ -59,6 +61,7 @@ def outgoing(
         rank=options.rank(_priority(message['properties'].get('priority'))),
         due=_take_due(headers),
         envelope=envelope(message, headers, queue, exchange, routing_key),
+        depends=dependencies(headers, job),
     )
 
 

@@ -1,3 +1,4 @@
+-- @include dependency
 -- @include record
 -- Dead letters: kept by age and number; what retention deletes is counted.
 local function forget_dead(queue, ids)
@@ -7,6 +8,7 @@ local function forget_dead(queue, ids)
   end
   if #ids > 0 then
     redis.call('HINCRBY', META, 'trimmed', #ids)
+    all_ended(ids, 'gone')
   end
 end
 
@@ -17,6 +19,7 @@ local function bury(queue, id, reason, now, keep)
     redis.call('HSET', EXTRA .. id, 'reason', reason)
   end
   mark_extra(id)
+  ended(id, 'failed')
   local excess = redis.call('ZCARD', DEAD .. queue) - keep
   if excess > 0 then
     forget_dead(queue, redis.call('ZRANGE', DEAD .. queue, 0, math.min(excess, 10) - 1))

@@ -1,5 +1,6 @@
 -- @include alarm
 -- @include dead
+-- @include dependency
 -- @include run
 -- @include wake
 -- Ends deliveries.  A settlement is five arguments: verdict, queue, id, token, reason.
@@ -35,7 +36,7 @@ local function settle(first, last, now, retention, keep, reply)
   if last < first then
     return
   end
-  local ids, doomed, queues, fenced = {}, {}, {}, 0
+  local ids, done, doomed, queues, fenced = {}, {}, {}, {}, 0
   for i = first, last, SETTLEMENT do
     ids[#ids + 1] = ARGV[i + 2]
   end
@@ -54,6 +55,7 @@ local function settle(first, last, now, retention, keep, reply)
       queues[queue] = queues[queue] or {}
       table.insert(queues[queue], id)
       if verdict == 'ack' then
+        done[#done + 1] = id
         doomed[#doomed + 1] = JOB .. id
         doomed[#doomed + 1] = EXTRA .. id
       else
@@ -77,6 +79,7 @@ local function settle(first, last, now, retention, keep, reply)
   end
   if #doomed > 0 then
     redis.call('UNLINK', unpack(doomed))
+    all_ended(done, 'ok')
   end
   for _, other in ipairs(others) do
     local verdict, queue, id, at, reason = other[1], other[2], other[3], other[4], other[5]
