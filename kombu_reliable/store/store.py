@@ -7,7 +7,6 @@ from typing import Any, TypeVar
 
 import redis
 import redis.exceptions
-from redis.connection import AbstractConnection
 
 from kombu_reliable.errors import LayoutError
 from kombu_reliable.keys import LAYOUT
@@ -16,7 +15,7 @@ from kombu_reliable.store.connections import Connections
 from kombu_reliable.store.dependencies import Edges
 from kombu_reliable.store.operations import Operations
 from kombu_reliable.types import QueueCounts
-from kombu_reliable.wire import pack
+from kombu_reliable.wire import exchange, pack
 
 __all__ = ('Store',)
 
@@ -83,9 +82,8 @@ class Store:
     def _send(self, calls: Sequence[Call[T]]) -> list[Any]:
         connection = self._connections.take()
         try:
-            packed = b''.join(pack(call.command()) for call in calls)
-            connection.send_packed_command([packed], check_health=False)
-            replies = [_read(connection) for _ in calls]
+            packed = b''.join([pack(call.command()) for call in calls])
+            replies = exchange(connection, packed, len(calls))
         except BaseException:
             self._connections.give_back_broken(connection)
             raise
@@ -201,11 +199,3 @@ class Store:
 
     def stop_listening(self, exchange: str, listener: str) -> None:
         self.client.zrem(self.keys.listeners(exchange), listener)
-
-
-def _read(connection: AbstractConnection) -> Any:
-    """An error reply is one of several: the others must be read as well."""
-    try:
-        return connection.read_response()
-    except redis.exceptions.ResponseError as error:
-        return error

@@ -10,7 +10,7 @@ from kombu_reliable.envelope import pack_id
 from kombu_reliable.errors import InvalidMessage
 from kombu_reliable.types import Dependencies, Policy
 
-__all__ = ('DEPENDS_ON', 'POLICY', 'dependencies')
+__all__ = ('DEPENDS_ON', 'POLICY', 'take_dependencies')
 
 #: Ids of tasks, or ``{'id': ..., 'expected': <seconds>}`` for one that is still to come.
 DEPENDS_ON = 'x-depends-on'
@@ -20,16 +20,17 @@ POLICY = 'x-dependency-policy'
 LONGEST_WAIT = 2**52  # ms
 
 
-def dependencies(headers: Mapping[str, Any], job: str) -> Dependencies | None:
-    """What the message of a job depends on, if on anything.
+def take_dependencies(headers: dict[str, Any], job: str) -> Dependencies | None:
+    """What the message of a job depends on, if on anything; it is taken out of the headers, or a
+    retry, which copies them, would wait again.
 
     Raises:
         InvalidMessage: these headers make no sense.
     """
-    if headers.get(DEPENDS_ON) is None and headers.get(POLICY) is None:
+    if DEPENDS_ON not in headers and POLICY not in headers:
         return None
-    policy = _policy(headers.get(POLICY))
-    wanted = headers.get(DEPENDS_ON) or ()
+    policy = _policy(headers.pop(POLICY, None))
+    wanted = headers.pop(DEPENDS_ON, None) or ()
     if not isinstance(wanted, list | tuple | set | frozenset):
         raise InvalidMessage(f'{DEPENDS_ON} {wanted!r} is no list of task ids')
     found: dict[str, int] = {}
