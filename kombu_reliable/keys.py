@@ -45,6 +45,11 @@ FAMILIES: dict[str, str] = {
     'LIFE': 'q:',
     'ATTENDANCE': 'qc:',
     'BOUND': 'qb:',
+    'TWINS': 'same:',
+    'PAUSED': 'paused',
+    'NOTICED': 'noticed',
+    'GROUP': 'fg:',
+    'GROUPS': 'groups',
 }
 
 
@@ -159,3 +164,21 @@ class Keys:
 
     def bound(self, queue: str) -> str:
         return self._key('BOUND', queue)
+
+    def twins(self, job: str) -> str:
+        return self._key('TWINS', job)
+
+    @property
+    def paused(self) -> str:
+        return self._key('PAUSED')
+
+    @property
+    def noticed(self) -> str:
+        return self._key('NOTICED')
+
+    def group(self, group: str) -> str:
+        return self._key('GROUP', group)
+
+    @property
+    def groups(self) -> str:
+        return self._key('GROUPS')

@@ -24,10 +24,20 @@ __all__ = (
 class Verdict(StrEnum):
     """What becomes of a delivery."""
 
+    #: Done.
     ACK = 'ack'
+    #: Will never succeed: a dead letter.
     FAIL = 'fail'
+    #: Back to its place; counts as a delivery.
     REQUEUE = 'requeue'
+    #: Back to its place, nobody has begun it.
     RELEASE = 'release'
+    #: Done, but the work goes on: others will publish its id again.
+    REPLACE = 'replace'
+    #: Ended, because nobody wants it any more.
+    CANCEL = 'cancel'
+    #: No end: from now on it is not delivered again.  If its lease is lost, it has failed.
+    ONCE = 'once'
 
 
 class Status(IntEnum):
@@ -150,13 +160,21 @@ class Claimed:
 
 @dataclass(frozen=True, slots=True)
 class Settlement:
-    """The end of one delivery."""
+    """The end of one delivery.
+
+    Args:
+        verdict: what becomes of it.
+        queue: where it lives.
+        id: key of the job.
+        token: proves that the delivery is ours.
+        detail: why, see :func:`kombu_reliable.transport.failure.detail_of`.
+    """
 
     verdict: Verdict
     queue: str
     id: str
     token: str
-    reason: str = ''
+    detail: str = ''
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,3 +185,5 @@ class QueueCounts:
     delayed: int
     leased: int
     dead: int
+    waiting: int = 0
+    paused: bool = False

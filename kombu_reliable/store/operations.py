@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeVar
 
 from kombu_reliable.keys import Keys
 from kombu_reliable.options import Options
@@ -29,7 +29,10 @@ __all__ = (
     'RENEW_LIMIT',
     'SETTLE_LIMIT',
     'Operations',
+    'message_of',
 )
+
+T = TypeVar('T')
 
 # What one call may carry; together with the cost of a step this keeps it under 5 ms.
 PUBLISH_LIMIT = 200
@@ -65,7 +68,7 @@ def _interval(milliseconds: int) -> float | None:
 def _flat(settlements: Sequence[Settlement]) -> list[Argument]:
     args: list[Argument] = []
     for one in settlements:
-        args += [one.verdict.value, one.queue, one.id, one.token, one.reason]
+        args += [one.verdict.value, one.queue, one.id, one.token, one.detail]
     return args
 
 
@@ -75,7 +78,8 @@ def _tail(message: Outgoing) -> bytes:
     return b'%04d%b%b' % (len(queue), queue, message.envelope)
 
 
-def _envelope(record: bytes) -> bytes:
+def message_of(record: bytes) -> bytes:
+    """The envelope in a record."""
     try:
         return record[_RECORD_HEAD + int(record[_QUEUE_LENGTH]) :]
     except ValueError:
@@ -101,6 +105,21 @@ class Operations:
     def _call(self, name: str, decode: Any, *args: Argument) -> Call[Any]:
         now = '' if self.now is None else str(self.now)
         return Call(script(name), self.keys.meta, args, decode, now)
+
+    @property
+    def retention(self) -> int:
+        """How long dead letters are kept, in milliseconds."""
+        return self._retention
+
+    def call(self, name: str, decode: Callable[[Any], T], *args: Argument) -> Call[T]:
+        """Encodes an operation that is defined elsewhere.
+
+        Args:
+            name: of its file.
+            decode: reads the reply.
+            args: what stands behind the time.
+        """
+        return self._call(name, decode, *args)
 
     def publish(self, lane: str, first: int, messages: Sequence[Outgoing]) -> Call[tuple[str, ...]]:
         """Stores messages; the value is the key of each, ``''`` if it was stored before,
@@ -134,7 +153,7 @@ class Operations:
                     id=leased[at + 1].decode(errors='replace'),
                     token=f'{token}.{number}',
                     deliveries=int(leased[at + 2]),
-                    envelope=_envelope(leased[at + 3]),
+                    envelope=message_of(leased[at + 3]),
                 )
                 for number, at in enumerate(range(0, len(leased), 4), 1)
             )
@@ -158,6 +177,10 @@ class Operations:
         return self._call(
             'settle', _statuses, self._retention, self.options.failed_limit, *_flat(settlements)
         )
+
+    def tell_ends(self, queue: str) -> Call[bool]:
+        """Has ends that no worker reports told to a queue; ``''`` for none."""
+        return self._call('tell_ends', bool, queue)
 
     def purge(self, queue: str) -> Call[int]:
         """Deletes a bounded number of waiting jobs; 0 when none is left."""

@@ -126,12 +126,16 @@ class PublishBatch:
         self._memory: dict[str, Any] = {}
         #: For the exchanges to which messages of this batch go.
         self._routers: dict[str, Router] = {}
+        #: Queues to which some of them go without an exchange.
+        self._direct: set[str] = set()
 
     def publish(
         self, message: dict[str, Any], exchange: str = '', routing_key: str = '', **kwargs: Any
     ) -> None:
         """Prepares a message; the errors of :meth:`.Channel.basic_publish` come at once."""
         self._collected += self.channel.prepare(message, exchange, routing_key, self._routers)
+        if not exchange:
+            self._direct.add(routing_key)
         if len(self._collected) >= self._max_size:
             self.flush()
 
@@ -148,6 +152,8 @@ class PublishBatch:
             finally:
                 if NONCE not in self._memory:  # the server has answered, if only to refuse a part
                     self._in_doubt = []
+        while self._direct:
+            self.channel.notice(self._direct.pop())
 
     def _send(self) -> None:
         for pause in RETRY_PAUSES:

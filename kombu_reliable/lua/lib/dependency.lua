@@ -22,6 +22,7 @@ local function make_dependencies()
   local FAIL, IGNORE, AWAITED = 1, 2, 3 -- AWAITED: the score of '', see `await`
   local ARRIVALS = 35184372088832 -- a number of arrival as a fraction of this is exact
   local INLINE = 500 -- edges that a call undoes by itself
+  local TWINS_SEEN = 1000
   local LONGEST = 276 -- bytes of a record with a queue's name of 255
   local undone = 0
 
@@ -120,21 +121,69 @@ local function make_dependencies()
       and type(redis.pcall('ZSCORE', DEAD .. queue, key)) == 'string'
   end
 
+  -- The newest of the live jobs under the id of another one; nil if there is none.
+  local function newest_twin(key)
+    local twins = redis.pcall('SRANDMEMBER', TWINS .. key, TWINS_SEEN)
+    local newest, highest = nil, -1
+    for _, twin in ipairs(twins) do
+      local number = tonumber(string.match(twin, '^~(%d+)~') or nil)
+      if number and number > highest and redis.call('EXISTS', JOB .. twin) == 1 then
+        newest, highest = twin, number
+      end
+    end
+    return newest
+  end
+
+  -- Whether a key's job has made room for others, one of which will have its id.
+  local function is_awaited(key)
+    return redis.call('ZSCORE', DEPENDENTS .. key, '')
+  end
+
   -- 'live', 'dead', or nil for what is not there, finished or still to come.
   local function state_of(key)
     local head, queue = look_up(key)
+    local awaited = not head and is_awaited(key)
+    if awaited then
+      key = newest_twin(key) or key
+      head, queue = look_up(key)
+    end
     if head then
       return is_dead(key, head, queue) and 'dead' or 'live'
     end
-    return redis.call('ZSCORE', DEPENDENTS .. key, '') and 'live' or nil
+    return awaited and 'live' or nil
   end
 
-  -- A key whose job has made room for others, which will publish it again: whoever comes to
-  -- depend on it before that waits.
+  -- Who depends on an id means the newest job that has it.
+  local function meant_by(key)
+    return is_awaited(key) and key or newest_twin(key) or key
+  end
+
+  -- Those who wait for a key whose job makes room for others wait for them, also those who come
+  -- to depend on it before it is published again.  It may have been, and have ended.
   local function await(key, until_)
+    local heir = redis.pcall('HGET', EXTRA .. key, 'heir')
+    if type(heir) == 'string' then
+      tell_dependents(key, heir)
+      return
+    end
     redis.call('ZADD', DEPENDENTS .. key, AWAITED, '')
     redis.call('SADD', WANTED, key)
     expect(key, '', until_)
+  end
+
+  -- The end of a further job under an id is that of the first, if this one made room for it, or is
+  -- about to say so.
+  local function tell_of_twin(twin, outcome)
+    local key = string.match(twin, '^~%d+~(.*)$')
+    if not key or redis.call('SISMEMBER', WANTED, key) == 0 then
+      return
+    end
+    if is_awaited(key) then
+      tell_dependents(key, outcome)
+    elseif outcome ~= 'failed' and redis.call('EXISTS', JOB .. key) == 1 then
+      redis.pcall('HSET', EXTRA .. key, 'heir', outcome)
+      mark_extra(key)
+    end
   end
 
   -- Enters a job as the dependent of others.
@@ -143,11 +192,16 @@ local function make_dependencies()
   -- Returns whether there is anything to wait for.
   local function depend(id, queue, wanted, arrival, now)
     local unmet, wakes = {}, false
-    for i, key in ipairs(wanted.on) do
-      local policy = string.sub(key, 1, 1) == '!' and FAIL or wanted.policy
+    for i, named in ipairs(wanted.on) do
+      local policy = string.sub(named, 1, 1) == '!' and FAIL or wanted.policy
       local within = wanted.within and wanted.within[i] or 0
+      local key = meant_by(named)
       local state = state_of(key)
-      if state == 'live' or (state == 'dead' and policy ~= IGNORE) or (not state and within > 0) then
+      local holds = within > 0
+      if state then
+        holds = state == 'live' or policy ~= IGNORE
+      end
+      if holds then
         unmet[#unmet + 1] = key
         redis.call('ZADD', DEPENDENTS .. key,
           string.format('%.17g', policy + arrival / ARRIVALS), id)
@@ -207,7 +261,7 @@ local function make_dependencies()
   return {
     arm_for = arm_for, await = await, depend = depend, drop_edge = drop_edge,
     edge_is_gone = edge_is_gone, forsake = forsake, look_up = look_up, meet = meet, start = start,
-    state_of = state_of, tell_dependents = tell_dependents,
+    state_of = state_of, tell_dependents = tell_dependents, tell_of_twin = tell_of_twin,
   }
 end
 
@@ -218,13 +272,8 @@ local function dependencies()
   return made_dependencies
 end
 
--- To be called for every job that ends, and is not about to come again.
-local function ended(id, outcome)
-  if redis.call('SISMEMBER', WANTED, id) == 1 then
-    dependencies().tell_dependents(id, outcome)
-  end
-end
-
+-- To be called for the jobs that end and are not about to come again.  The outcome is 'ok',
+-- 'failed' (a dead letter, which may be replayed) or 'gone'.
 local function all_ended(ids, outcome)
   if #ids == 0 or redis.call('EXISTS', WANTED) == 0 then
     return
@@ -232,6 +281,17 @@ local function all_ended(ids, outcome)
   for i, wanted in ipairs(redis.call('SMISMEMBER', WANTED, unpack(ids))) do
     if wanted == 1 then
       dependencies().tell_dependents(ids[i], outcome)
+    elseif string.byte(ids[i]) == 126 then
+      dependencies().tell_of_twin(ids[i], outcome)
     end
   end
+end
+
+local function ended(id, outcome)
+  all_ended({id}, outcome)
+end
+
+-- To be called for a waiting job that ends.
+local function forsake(id)
+  dependencies().forsake(id)
 end

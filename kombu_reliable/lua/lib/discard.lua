@@ -1,4 +1,5 @@
 -- @include dependency
+-- @include twins
 -- Deletes what waits in a queue.  Its functions are made when they are needed: making them
 -- would cost each claim, which hardly ever does.
 local function discarding()
@@ -14,6 +15,7 @@ local function discarding()
     redis.call('HDEL', OWNERS, unpack(ids))
     for _, id in ipairs(ids) do
       redis.call('UNLINK', JOB .. id, EXTRA .. id)
+      leave_twin(id)
     end
     all_ended(ids, 'gone')
     return #ids, ids

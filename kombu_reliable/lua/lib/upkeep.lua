@@ -1,5 +1,6 @@
 -- @include alarm
 -- @include dead
+-- @include history
 -- @include lifetime
 -- @include owner
 -- @include place
@@ -41,8 +42,8 @@ local function take_back(queue, now)
     local at = owners[i] and owner_place(owners[i])
       or place(0, redis.call('HINCRBY', META, 'seq', 1))
     redis.call('ZADD', READY .. queue, at, id)
-    -- Whoever claims it looks for the owner only of a job that is marked.
-    mark_extra(id)
+    -- Marks the job: whoever claims it looks for the owner only of one that is marked.
+    note(id, now, 'lost', owners[i] and owner_worker(owners[i]))
   end
   redis.call('ZREM', LEASED .. queue, unpack(ids))
   redis.call('HINCRBY', META, 'expired', #ids)

@@ -22,6 +22,7 @@ if ARGV[4] == '1' and redis.call('EXISTS', READY .. queue, DELAYED .. queue, WAI
   return -1
 end
 redis.call('SREM', QUEUES, queue)
+set_paused(queue, false)
 for i = 5, #ARGV, 2 do
   unbind(queue, ARGV[i], ARGV[i + 1])
 end

@@ -8,6 +8,7 @@
 -- Reply as in lib/publishing.lua; '!' for a message that was refused, '!cycle' for one that
 --       would wait for itself
 -- Cost  O(log n) per message and dependency; at most 200 messages and 500 dependencies a call
+-- @include history
 -- @include publishing
 -- @include cycle
 -- @include dependency
@@ -29,9 +30,13 @@ local function end_run(token, key)
   if redis.call('ZREM', LEASED .. queue, key) == 0 then
     redis.call('ZREM', READY .. queue, key)
   end
-  local past = redis.call('HGET', EXTRA .. key, 'p') or ''
+  local past, history = unpack(redis.call('HMGET', EXTRA .. key, 'p', 'h'))
   redis.call('UNLINK', EXTRA .. key)
-  redis.call('HSET', EXTRA .. key, 'p', string.sub(token .. ';' .. past, 1, PAST_RUNS))
+  redis.call('HSET', EXTRA .. key, 'p', string.sub(token .. ';' .. (past or ''), 1, PAST_RUNS))
+  if history then
+    redis.call('HSET', EXTRA .. key, 'h', history)
+  end
+  note(key, clock(), 'retried')
   return true
 end
 

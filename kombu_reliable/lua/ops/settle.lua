@@ -10,7 +10,8 @@
 -- @include room
 -- @include releasing
 -- @include settlement
-local version, hold = unpack(redis.call('HMGET', META, 'v', 'hold'))
+local version, hold
+version, hold, pausing = unpack(redis.call('HMGET', META, 'v', 'hold', 'paused'))
 if foreign(version) then
   return refuse(version)
 end

@@ -1,0 +1,44 @@
+-- Cancel: ends jobs that have not ended.  A job that somebody holds is taken from him: he can
+-- neither settle it nor publish its next run.
+--
+-- ARGV  now | '', reason, 1 to end those that others wait for as well, then the keys of the jobs
+-- Reply per job: gone       it will never start
+--                requested  somebody held it, and may have begun; it is taken from him and gone
+--                failed     it is a dead letter, and stays
+--                dependents others wait for one of these, so all stay
+--                unknown    there is no such job
+-- Cost  O(log n) per job; at most 100 jobs a call
+-- @include acting
+-- @include ends
+-- @include removal
+-- @include run
+local reason, cascade = ARGV[2], ARGV[3] == '1'
+local FIRST = 4
+
+local function live(id)
+  local job = find(id)
+  return job and job.state ~= 'failed' and job, job
+end
+
+local wanted = false
+for i = FIRST, cascade and 0 or #ARGV do
+  wanted = wanted or (redis.call('EXISTS', DEPENDENTS .. ARGV[i]) == 1 and live(ARGV[i]))
+end
+
+return act(FIRST, function(id, now)
+  local job, any = live(id)
+  if not job then
+    return any and 'failed' or 'unknown'
+  end
+  if wanted then
+    return 'dependents'
+  end
+  local record = redis.call('GET', JOB .. id)
+  if job.owner then
+    fence(owner_token(job.owner), now)
+  end
+  remove(id, job, now)
+  -- Foreign data where ends are told must not keep a job alive.
+  pcall(tell, job.queue, id, record, 'canceled', reason, now)
+  return job.owner and 'requested' or 'gone'
+end)
