@@ -175,9 +175,9 @@ class Keeper:
     def settle_now(self, token: str, timeout: float) -> None:
         """Waits until the server has confirmed the end of a delivery, or for so many seconds."""
         deadline = time.monotonic() + timeout
-        while token in self._held and time.monotonic() < deadline:
-            if _try(self.flush) or token in self._held:
-                time.sleep(PATIENCE / 10)
+        while not _try(self.flush) and token in self._held and time.monotonic() < deadline:
+            time.sleep(PATIENCE / 10)
+            self._outbox.recall_overdue(0.0)
 
     @property
     def unsettled(self) -> bool:

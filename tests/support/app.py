@@ -14,7 +14,7 @@ import time
 from typing import Any
 
 from celery import Celery, Task, chain, current_task, group, signals
-from celery.exceptions import Reject
+from celery.exceptions import Ignore, Reject
 
 app = Celery('testapp', broker=os.environ['KR_BROKER'], backend=os.environ['KR_BACKEND'])
 app.conf.update(
@@ -26,6 +26,11 @@ app.conf.update(
         **json.loads(os.environ.get('KR_CONFIG', '{}')),
     }
 )
+
+if os.environ.get('KR_EXT'):
+    from celery_ext import request
+
+    request.connect(app)
 
 
 def note(task: Task, event: str, **fields: Any) -> None:
@@ -150,6 +155,44 @@ def replaced_by_group(self: Task, n: int) -> Any:
 def reject(self: Task, requeue: bool) -> None:
     note(self, 'ran')
     raise Reject('on purpose', requeue=requeue)
+
+
+@app.task(bind=True)
+def ignore(self: Task) -> None:
+    note(self, 'ran')
+    raise Ignore('on purpose')
+
+
+@app.task(bind=True)
+def reject_first(self: Task) -> int:
+    """Asks for another delivery, once."""
+    note(self, 'ran')
+    deliveries = int(self.request.get('x-delivery-count'))
+    if deliveries == 1:
+        raise Reject('on purpose', requeue=True)
+    return deliveries
+
+
+@app.task(bind=True)
+def die_first(self: Task) -> int:
+    """Takes its pool process down, once."""
+    note(self, 'ran')
+    deliveries = int(self.request.get('x-delivery-count'))
+    if deliveries == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return deliveries
+
+
+@app.task(bind=True)
+def replaced_after(self: Task, path: str) -> Any:
+    """The first delivery waits for a file and is replaced then; any other ends at once."""
+    note(self, 'started')
+    if self.request.get('x-delivery-count') == 1 and not self.request.retries:
+        while not os.path.exists(path):
+            time.sleep(0.01)
+        note(self, 'replaces')
+        return self.replace(run.s('replacement'))
+    return 'done'
 
 
 @app.task(bind=True)
