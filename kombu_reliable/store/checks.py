@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -20,26 +19,26 @@ LAST_MOMENT = 2**52
 PURGEABLE = tuple(name for name in STATES if name != 'leased')
 
 
-def _whole(value: Any) -> int | None:
-    """A whole number in any of its types; a flag is none."""
+def _number(value: Any) -> float | None:
+    """A finite number in any of its types; a flag is none."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return None
-    return int(value) if math.isfinite(value) and value == int(value) else None
+    return value if -LAST_MOMENT <= value <= LAST_MOMENT else None
 
 
 def priority(value: Any) -> int:
-    number = _whole(value)
-    if number is None or not 0 <= number <= 255:
-        raise InvalidArgument(f'priority {value!r} is not a whole number from 0 to 255')
-    return number
+    number = _number(value)
+    if number is None or number != int(number) or not 0 <= number <= 255:
+        raise InvalidArgument(f'priority {value!r:.100} is not a whole number from 0 to 255')
+    return int(number)
 
 
 def moment(value: Any) -> int:
     """A time in whole milliseconds since the epoch."""
-    fine = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    if not fine or not abs(value) <= LAST_MOMENT:
-        raise InvalidArgument(f'{value!r} is not a time in milliseconds since the epoch')
-    return max(0, int(round(value)))
+    number = _number(value)
+    if number is None:
+        raise InvalidArgument(f'{value!r:.100} is not a time in milliseconds since the epoch')
+    return max(0, int(number))
 
 
 def state(value: Any) -> str:

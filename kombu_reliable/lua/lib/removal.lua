@@ -1,4 +1,5 @@
 -- @include dependency
+-- @include disarm
 -- @include group
 -- @include twins
 -- @include whereabouts
@@ -17,5 +18,6 @@ local function remove(id, job, now)
   end
   redis.call('UNLINK', JOB .. id, EXTRA .. id)
   leave_twin(id)
+  disarm(job.queue)
   ended(id, 'gone', now)
 end

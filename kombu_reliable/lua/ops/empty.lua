@@ -19,7 +19,4 @@ for _, id in ipairs(ids) do
   local owner = state == 'ready' and redis.call('HGET', OWNERS, id)
   remove(id, {queue = queue, state = state, owner = owner}, now)
 end
-if #ids == 0 and state == 'ready' then
-  redis.call('DEL', WAKE .. queue)
-end
 return #ids

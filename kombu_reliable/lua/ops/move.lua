@@ -4,6 +4,7 @@
 -- Reply per job: done, unknown, leased (it stays where it is), no-queue (the queue was deleted)
 -- Cost  O(log n) per job, and copies their messages; at most 100 jobs a call
 -- @include acting
+-- @include disarm
 -- @include disown
 -- @include due
 -- @include history
@@ -34,6 +35,7 @@ return act(4, function(id, now, keeper)
   redis.call('ZADD', PLACES[job.state] .. target, job.score, id)
   redis.call('ZREM', PLACES[job.state] .. job.queue, id)
   rewrite(id, job.queue)
+  disarm(job.queue)
   disown(id, job, now)
   note(id, now, 'moved', job.queue .. ' > ' .. target)
   if job.state == 'ready' then
