@@ -16,15 +16,18 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from celery_ext.dead import DeadLetters, Group
     from celery_ext.dependencies import expected
+    from celery_ext.ends import DependencyFailed
     from celery_ext.errors import (
         ForeignBroker,
         InertWarning,
         InvalidDependency,
     )
     from celery_ext.installation import Extension, install
-    from celery_ext.jobs import Dependencies, Event, Failure, Job, Jobs
+    from celery_ext.job import Dependencies, Event, Failure, Job
+    from celery_ext.jobs import Jobs
     from celery_ext.queues import Queue, Queues
     from kombu_reliable import (
+        DependencyCycle,
         HasDependents,
         InvalidArgument,
         QueueCounts,
@@ -36,17 +39,19 @@ if TYPE_CHECKING:
 
 _HOME = {
     'DeadLetters': 'celery_ext.dead',
-    'Dependencies': 'celery_ext.jobs',
-    'Event': 'celery_ext.jobs',
+    'Dependencies': 'celery_ext.job',
+    'DependencyCycle': 'kombu_reliable',
+    'DependencyFailed': 'celery_ext.ends',
+    'Event': 'celery_ext.job',
     'Extension': 'celery_ext.installation',
-    'Failure': 'celery_ext.jobs',
+    'Failure': 'celery_ext.job',
     'ForeignBroker': 'celery_ext.errors',
     'Group': 'celery_ext.dead',
     'HasDependents': 'kombu_reliable',
     'InertWarning': 'celery_ext.errors',
     'InvalidArgument': 'kombu_reliable',
     'InvalidDependency': 'celery_ext.errors',
-    'Job': 'celery_ext.jobs',
+    'Job': 'celery_ext.job',
     'Jobs': 'celery_ext.jobs',
     'Queue': 'celery_ext.queues',
     'QueueCounts': 'kombu_reliable',
@@ -62,6 +67,8 @@ _HOME = {
 __all__ = (
     'DeadLetters',
     'Dependencies',
+    'DependencyCycle',
+    'DependencyFailed',
     'Event',
     'Extension',
     'Failure',

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from celery_ext.jobs import PAGE, Job, task_id
+from celery_ext.job import Job, task_id
+from celery_ext.jobs import PAGE
 
 if TYPE_CHECKING:
     from celery_ext.installation import Extension

@@ -11,6 +11,7 @@ import kombu_reliable
 from celery_ext import bridge, control, defaults, next_run, options, request
 from celery_ext.broker import require
 from celery_ext.dead import DeadLetters
+from celery_ext.ends import ENDS
 from celery_ext.jobs import Jobs
 from celery_ext.queues import Queues
 
@@ -44,7 +45,10 @@ class Extension:
             ForeignBroker: the app is on another broker.
         """
         require(self.app, 'this')
-        return kombu_reliable.open_store(self.app.connection_for_write())
+        store = kombu_reliable.open_store(self.app.connection_for_write())
+        # What ends by this is to be told, even if no worker has come to say so.
+        store.tell_ends_to(ENDS)
+        return store
 
     def __repr__(self) -> str:
         return f'<celery_ext for {self.app.main or "app"}>'

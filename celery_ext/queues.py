@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
+from celery_ext.ends import ENDS
 from kombu_reliable import QueueCounts
 
 if TYPE_CHECKING:
     from celery_ext.installation import Extension
-    from celery_ext.jobs import Job
+    from celery_ext.job import Job
 
 __all__ = ('Queue', 'Queues')
 
@@ -110,8 +111,9 @@ class Queues:
         return (self[name] for name in self.names())
 
     def names(self) -> list[str]:
-        """The names of the queues that were declared or hold something."""
-        return list(self._extension.store.jobs.queues())
+        """The names of the queues that were declared or hold something.  The one in which
+        workers are told of ends that none of them has seen is left out."""
+        return [name for name in self._extension.store.jobs.queues() if name != ENDS]
 
     def paused(self) -> list[str]:
         """The names of those that are paused."""
