@@ -18,6 +18,7 @@ from kombu_reliable.keys import FAMILIES, Keys
 from kombu_reliable.options import Options
 from kombu_reliable.scripts import Call, all_scripts, script
 from kombu_reliable.store import Operations, Store
+from kombu_reliable.store.job_operations import JobOperations
 from kombu_reliable.store.operations import REFUSED
 from kombu_reliable.types import (
     Broadcast,
@@ -124,6 +125,7 @@ class Bench:
         """Everything that there is, for comparison."""
         read: dict[bytes, Callable[[Any], Any]] = {
             b'string': self.client.get,
+            b'set': self.client.smembers,
             b'hash': self.client.hgetall,
             b'zset': lambda key: self.client.zrange(key, 0, -1, withscores=True),
             b'stream': self.client.xrange,
@@ -1056,6 +1058,20 @@ def one_call_of_each(operations: Operations) -> Iterator[Call[Any]]:
     yield operations.attend('q', 'c')
     yield operations.leave('q', 'c')
     yield operations.delete('q')
+    yield from one_call_of_each_on_jobs(JobOperations(operations))
+
+
+def one_call_of_each_on_jobs(jobs: JobOperations) -> Iterator[Call[Any]]:
+    yield jobs.inspect(['a'])
+    yield jobs.cancel(['a'], '', True)
+    yield jobs.move(['a'], 'r')
+    yield jobs.prioritize(['a'], 1)
+    yield jobs.reschedule(['a'], 1)
+    yield jobs.replay(['a'], 'g')
+    yield jobs.discard(['a'], 'g')
+    yield jobs.pause('q', True)
+    yield jobs.empty('q', 'ready')
+    yield jobs.notice(['q'])
 
 
 def test_each_operation_refuses_data_of_another_version(bench: Bench) -> None:

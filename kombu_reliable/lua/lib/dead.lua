@@ -1,13 +1,19 @@
+-- @include dependency
 -- @include ends
--- @include record
+-- @include group
+-- @include history
+-- @include twins
 -- Dead letters: kept by age and number; what retention deletes is counted.
 local function forget_dead(queue, ids)
   for _, id in ipairs(ids) do
     redis.call('ZREM', DEAD .. queue, id)
+    leave_group(id)
+    leave_twin(id)
     redis.call('UNLINK', JOB .. id, EXTRA .. id)
   end
   if #ids > 0 then
     redis.call('HINCRBY', META, 'trimmed', #ids)
+    all_ended(ids, 'gone')
   end
 end
 
@@ -33,12 +39,14 @@ local function bury(queue, id, detail, now, keep)
     redis.call('HSET', EXTRA .. id, unpack(fields))
   end
   redis.call('HDEL', EXTRA .. id, 'once') -- whoever replays it may be lost as any
-  mark_extra(id)
+  enter_group(id, fields[6] or reason, now)
+  note(id, now, 'failed', reason)
   local record = UNSEEN[reason] and redis.pcall('GET', JOB .. id)
   if type(record) == 'string' then
     -- Foreign data where ends are told must not undo a death.
     pcall(tell, queue, id, record, 'failed', reason, now)
   end
+  ended(id, 'failed')
   local excess = redis.call('ZCARD', DEAD .. queue) - keep
   if excess > 0 then
     forget_dead(queue, redis.call('ZRANGE', DEAD .. queue, 0, math.min(excess, 10) - 1))

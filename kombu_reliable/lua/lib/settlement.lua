@@ -1,6 +1,9 @@
 -- @include alarm
 -- @include dead
+-- @include dependency
+-- @include history
 -- @include run
+-- @include twins
 -- @include wake
 -- Ends deliveries.  A settlement is five arguments: verdict, queue, id, token, detail.
 --   ack      done, forget it
@@ -14,7 +17,6 @@
 -- Its status: 1 settled, or its next run was published before; 0 nobody holds it;
 -- -1 it was taken from its owner.  Acks, which are nearly all, are removed together.
 local SETTLEMENT = 5
-local FORGOTTEN = {ack = true, replace = true, cancel = true}
 
 local function unlease(queue, ids)
   local removed = redis.pcall('ZREM', LEASED .. queue, unpack(ids))
@@ -50,6 +52,7 @@ local function settle(first, last, now, retention, keep, reply)
     return
   end
   local ids, doomed, queues, fenced = {}, {}, {}, 0
+  local forgotten = {ack = {}, cancel = {}, replace = {}}
   for i = first, last, SETTLEMENT do
     ids[#ids + 1] = ARGV[i + 2]
   end
@@ -69,9 +72,11 @@ local function settle(first, last, now, retention, keep, reply)
       ended[id] = true
       queues[queue] = queues[queue] or {}
       table.insert(queues[queue], id)
-      if FORGOTTEN[verdict] then
+      if forgotten[verdict] then
+        table.insert(forgotten[verdict], id)
         doomed[#doomed + 1] = JOB .. id
         doomed[#doomed + 1] = EXTRA .. id
+        leave_twin(id)
       else
         others[#others + 1] = {verdict, queue, id, owner_place(owners[n]), ARGV[i + 4]}
       end
@@ -92,11 +97,17 @@ local function settle(first, last, now, retention, keep, reply)
     end
   end
   if #doomed > 0 then
+    for _, id in ipairs(forgotten.replace) do
+      dependencies().await(id, now + retention)
+    end
     redis.call('UNLINK', unpack(doomed))
+    all_ended(forgotten.ack, 'ok')
+    all_ended(forgotten.cancel, 'gone')
   end
   for _, other in ipairs(others) do
     local verdict, queue, id, at, detail = other[1], other[2], other[3], other[4], other[5]
     if verdict ~= 'fail' then
+      note(id, now, verdict == 'requeue' and 'requeued' or 'released')
       give_back(queue, id, at, verdict == 'requeue')
     elseif pcall(bury, queue, id, detail, now, keep) then
       alarm_by(queue, now + retention + 1)
