@@ -445,7 +445,6 @@ def delete_queue(graph: Graph) -> None:
 def trim(graph: Graph) -> None:
     graph.start(queues='q')
     graph.end('p', FAIL)
-    graph.live(8 * DAY // 4)
     graph.wait(8 * DAY)
 
 
@@ -634,7 +633,6 @@ def test_a_replacement_that_never_comes_is_given_up(graph: Graph) -> None:
     graph.add('d', 'p')
     graph.start()
     graph.end('p', Verdict.REPLACE)
-    graph.live(DAY // 2)
     graph.wait(7 * DAY)
     graph.claim()
     graph.live(2 * LEASE)
