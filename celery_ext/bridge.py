@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any
 
+from billiard.einfo import ExceptionInfo
 from celery import bootsteps, signals
 from celery.concurrency import thread
 from celery.worker import state
@@ -160,12 +161,29 @@ def _watch_what_is_given(pool: Any) -> None:
         if request is None or callback is None:
             return apply(*args, **kwargs)
         _given[request] = None
-        result = apply(*args, **(kwargs | {'callback': partial(_ended, request, callback)}))
+        target, *others = args
+        result = apply(
+            partial(_run, request, target), *others,
+            **(kwargs | {'callback': partial(_ended, request, callback)}),
+        )  # fmt: skip
         _given[request] = result.f if isinstance(result, thread.ApplyResult) else None
         return result
 
     on_apply.is_watched = True  # type: ignore[attr-defined]
     pool.on_apply = on_apply
+
+
+def _run(request: Any, target: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Nobody hears of a task that ran out of memory in a thread or a greenlet."""
+    try:
+        return target(*args, **kwargs)
+    except MemoryError as error:
+        fail: Callable[..., None] | None = getattr(request, 'fail_for_good', None)
+        if fail is None:
+            _run_again(request)
+        else:
+            fail('out-of-memory', error, ExceptionInfo())
+        raise
 
 
 def _ended(request: Any, callback: Callable[[Any], None], outcome: Any) -> None:

@@ -4,17 +4,32 @@ Celery's retry copies the headers of its run, and with them the token by which t
 knows the delivery.  ``Task.replace`` copies none, so they are added here.  The transport then
 ends the run and stores the next one in a single step: a worker that dies between the two neither
 loses nor doubles the task, and one that has lost its lease cannot publish at all.
+
+A task that is replaced by a canvas publishes nothing under its own id: the last of the canvas
+will.  Both kinds end with an exception that says so.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import wraps
 from typing import Any
 
-from celery import current_task, signals
+from celery import Task, current_task, signals
+from celery.exceptions import Ignore
 
-from kombu_reliable import TOKEN_HEADER
+from kombu_reliable import TOKEN_HEADER, Fenced
 
-__all__ = ('connect',)
+__all__ = ('Overtaken', 'Replaced', 'connect')
+
+
+class Replaced(Ignore):
+    """The task has ended, but others go on under its id."""
+
+
+class Overtaken(Ignore):
+    """The run was to be replaced after its lease was lost: another worker has the task, and
+    what becomes of it is not for this one to say."""
 
 
 def connect() -> None:
@@ -24,6 +39,8 @@ def connect() -> None:
 
 def _on_worker_init(**_: Any) -> None:
     signals.before_task_publish.connect(_carry_token, weak=False, dispatch_uid='kombu_reliable.run')
+    if not hasattr(Task.on_replace, 'says_so'):
+        Task.on_replace = _saying_so(Task.on_replace)
 
 
 def _carry_token(headers: dict[str, Any] | None = None, **_: Any) -> None:
@@ -34,3 +51,17 @@ def _carry_token(headers: dict[str, Any] | None = None, **_: Any) -> None:
         token = (request.headers or {}).get(TOKEN_HEADER)
         if token is not None:
             headers.setdefault(TOKEN_HEADER, token)
+
+
+def _saying_so(on_replace: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(on_replace)
+    def replaced(task: Any, sig: Any) -> Any:
+        try:
+            return on_replace(task, sig)
+        except Fenced as error:
+            raise Overtaken(str(error)) from None
+        except Ignore as ignore:
+            raise Replaced(*ignore.args) from None
+
+    replaced.says_so = True  # type: ignore[attr-defined]
+    return replaced

@@ -12,11 +12,15 @@ from typing import TYPE_CHECKING, Any
 from kombu_reliable.registration import register
 
 if TYPE_CHECKING:
+    from kombu_reliable.envelope import pack_id
     from kombu_reliable.errors import (
         AccessRefused,
         ConnectionLost,
+        DependencyCycle,
         EmbeddedServerError,
         Fenced,
+        HasDependents,
+        InvalidArgument,
         InvalidMessage,
         InvalidOption,
         InvalidURL,
@@ -24,13 +28,21 @@ if TYPE_CHECKING:
         NotConfirmed,
         ReliableError,
         ServerFull,
+        UnknownJob,
+        UnknownQueue,
         UnsupportedServer,
+        WrongState,
     )
     from kombu_reliable.hooks import set_hooks
     from kombu_reliable.options import Options
+    from kombu_reliable.store import Store
+    from kombu_reliable.store.info import Event, Failure, Group, JobInfo
     from kombu_reliable.transport import Transport
+    from kombu_reliable.transport.dependencies import take_dependencies
     from kombu_reliable.transport.keeper import finish_settling
-    from kombu_reliable.transport.messages import TOKEN_HEADER
+    from kombu_reliable.transport.messages import TOKEN_HEADER, open_envelope, open_job
+    from kombu_reliable.transport.transport import open_store
+    from kombu_reliable.types import QueueCounts, Verdict
     from kombu_reliable.urls import ServerURL, parse_url
 
 __version__ = '0.1.0'
@@ -38,8 +50,11 @@ __version__ = '0.1.0'
 _HOME = {
     'AccessRefused': 'errors',
     'ConnectionLost': 'errors',
+    'DependencyCycle': 'errors',
     'EmbeddedServerError': 'errors',
     'Fenced': 'errors',
+    'HasDependents': 'errors',
+    'InvalidArgument': 'errors',
     'InvalidMessage': 'errors',
     'InvalidOption': 'errors',
     'InvalidURL': 'errors',
@@ -47,12 +62,27 @@ _HOME = {
     'NotConfirmed': 'errors',
     'ReliableError': 'errors',
     'ServerFull': 'errors',
+    'UnknownJob': 'errors',
+    'UnknownQueue': 'errors',
     'UnsupportedServer': 'errors',
+    'WrongState': 'errors',
+    'Event': 'store.info',
+    'Failure': 'store.info',
+    'Group': 'store.info',
+    'JobInfo': 'store.info',
+    'QueueCounts': 'types',
+    'Store': 'store',
+    'open_job': 'transport.messages',
+    'open_store': 'transport.transport',
+    'pack_id': 'envelope',
+    'take_dependencies': 'transport.dependencies',
     'finish_settling': 'transport.keeper',
     'set_hooks': 'hooks',
     'Options': 'options',
     'Transport': 'transport',
     'TOKEN_HEADER': 'transport.messages',
+    'open_envelope': 'transport.messages',
+    'Verdict': 'types',
     'ServerURL': 'urls',
     'parse_url': 'urls',
 }
@@ -61,23 +91,41 @@ __all__ = (
     'TOKEN_HEADER',
     'AccessRefused',
     'ConnectionLost',
+    'DependencyCycle',
     'EmbeddedServerError',
+    'Event',
+    'Failure',
     'Fenced',
+    'Group',
+    'HasDependents',
+    'InvalidArgument',
     'InvalidMessage',
     'InvalidOption',
     'InvalidURL',
+    'JobInfo',
     'LayoutError',
     'NotConfirmed',
     'Options',
+    'QueueCounts',
     'ReliableError',
     'ServerFull',
     'ServerURL',
+    'Store',
     'Transport',
+    'UnknownJob',
+    'UnknownQueue',
     'UnsupportedServer',
+    'Verdict',
+    'WrongState',
     'finish_settling',
+    'open_envelope',
+    'open_job',
+    'open_store',
+    'pack_id',
     'parse_url',
     'register',
     'set_hooks',
+    'take_dependencies',
 )
 
 

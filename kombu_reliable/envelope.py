@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import binascii
 import zlib
+from base64 import urlsafe_b64decode
 from typing import Any
 
 from kombu.utils.json import JSONEncoder, loads
 
 from kombu_reliable.errors import ReliableError
 
-__all__ = ('CorruptEnvelope', 'pack_id', 'seal', 'unseal')
+__all__ = ('CorruptEnvelope', 'pack_id', 'seal', 'unpack_id', 'unseal')
 
 #: A larger body is stored as it is: it repeats nothing of the dictionary, and users who
 #: want large bodies compressed tell kombu so.
@@ -68,6 +69,24 @@ def pack_id(identity: str) -> str:
 def _uuid_text(packed: bytes) -> str:
     digits = packed.hex()
     return '-'.join((digits[:8], digits[8:12], digits[12:16], digits[16:20], digits[20:]))
+
+
+def unpack_id(key: str) -> str:
+    """The id behind the key of a job, also behind that of a further job under the same id.
+
+    Example:
+        >>> unpack_id('~17~AAAAAAAAAAAAAAAAAAAAAA')
+        '00000000-0000-0000-0000-000000000000'
+    """
+    if key.startswith('~'):
+        key = key[1:].partition('~')[2]
+    if key.startswith('='):
+        return key[1:]
+    try:
+        packed = urlsafe_b64decode(f'{key}==') if len(key) == 22 else b''
+    except ValueError:
+        packed = b''
+    return _uuid_text(packed) if len(packed) == 16 else key
 
 
 def seal(head: Any, body: bytes) -> bytes:

@@ -11,8 +11,11 @@ from __future__ import annotations
 __all__ = (
     'AccessRefused',
     'ConnectionLost',
+    'DependencyCycle',
     'EmbeddedServerError',
     'Fenced',
+    'HasDependents',
+    'InvalidArgument',
     'InvalidMessage',
     'InvalidOption',
     'InvalidURL',
@@ -20,7 +23,10 @@ __all__ = (
     'NotConfirmed',
     'ReliableError',
     'ServerFull',
+    'UnknownJob',
+    'UnknownQueue',
     'UnsupportedServer',
+    'WrongState',
 )
 
 
@@ -37,7 +43,12 @@ class InvalidOption(ReliableError, ValueError):
 
 
 class InvalidMessage(ReliableError, ValueError):
-    """A message that cannot be published: its priority, eta or delay makes no sense."""
+    """A message that cannot be published: its priority, eta, delay or what it
+    depends on makes no sense."""
+
+
+class DependencyCycle(ReliableError, ValueError):
+    """A job would wait for itself, directly or by way of others.  Nothing was stored."""
 
 
 class LayoutError(ReliableError):
@@ -59,6 +70,38 @@ class ServerFull(ReliableError):
 class Fenced(ReliableError):
     """The next run of a job was refused, because the job was taken from this owner: its lease
     ended and another worker has it, or has finished it."""
+
+
+class InvalidArgument(ReliableError, ValueError):
+    """A priority, a time, a state or a page that makes no sense.  Nothing was changed."""
+
+
+class UnknownJob(ReliableError, LookupError):
+    """No job lives under this id: it has ended, or there never was one.  Nothing was changed."""
+
+
+class UnknownQueue(ReliableError, LookupError):
+    """The queue was deleted, and what is sent there goes with it.  Nothing was changed."""
+
+
+class WrongState(ReliableError):
+    """What was asked makes no sense for a job in this state.  Nothing was changed.
+
+    Args:
+        message: what is wrong, and what to do.
+        state: the state of the job.
+    """
+
+    def __init__(self, message: str, state: str = '') -> None:
+        super().__init__(message)
+        self.state = state
+
+    def __reduce__(self) -> tuple[type[WrongState], tuple[str, str]]:
+        return type(self), (str(self), self.state)
+
+
+class HasDependents(ReliableError):
+    """Other jobs wait for this one, and would fail with it.  Nothing was changed."""
 
 
 class EmbeddedServerError(ReliableError):

@@ -27,6 +27,12 @@ FAMILIES: dict[str, str] = {
     'DELAYED': 'd:',
     'LEASED': 'l:',
     'DEAD': 'f:',
+    'WAITING': 'wt:',
+    'DEPENDENTS': 'dep:',
+    'UNMET': 'up:',
+    'WANTED': 'deps',
+    'RELEASES': 'rel',
+    'EXPECTED': 'exp',
     'OWNERS': 'own',
     'ALARMS': 'alarm',
     'FENCED': 'fenced',
@@ -39,6 +45,11 @@ FAMILIES: dict[str, str] = {
     'LIFE': 'q:',
     'ATTENDANCE': 'qc:',
     'BOUND': 'qb:',
+    'TWINS': 'same:',
+    'PAUSED': 'paused',
+    'NOTICED': 'noticed',
+    'GROUP': 'fg:',
+    'GROUPS': 'groups',
 }
 
 
@@ -87,6 +98,18 @@ class Keys:
         return self._key('FENCED')
 
     @property
+    def wanted(self) -> str:
+        return self._key('WANTED')
+
+    @property
+    def releases(self) -> str:
+        return self._key('RELEASES')
+
+    @property
+    def expected(self) -> str:
+        return self._key('EXPECTED')
+
+    @property
     def producers(self) -> str:
         return self._key('PRODUCERS')
 
@@ -112,6 +135,15 @@ class Keys:
     def dead(self, queue: str) -> str:
         return self._key('DEAD', queue)
 
+    def waiting(self, queue: str) -> str:
+        return self._key('WAITING', queue)
+
+    def dependents(self, job: str) -> str:
+        return self._key('DEPENDENTS', job)
+
+    def unmet(self, job: str) -> str:
+        return self._key('UNMET', job)
+
     def wake(self, queue: str) -> str:
         return self._key('WAKE', queue)
 
@@ -132,3 +164,21 @@ class Keys:
 
     def bound(self, queue: str) -> str:
         return self._key('BOUND', queue)
+
+    def twins(self, job: str) -> str:
+        return self._key('TWINS', job)
+
+    @property
+    def paused(self) -> str:
+        return self._key('PAUSED')
+
+    @property
+    def noticed(self) -> str:
+        return self._key('NOTICED')
+
+    def group(self, group: str) -> str:
+        return self._key('GROUP', group)
+
+    @property
+    def groups(self) -> str:
+        return self._key('GROUPS')

@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from enum import IntEnum, StrEnum
+from typing import Any
 
 __all__ = (
     'Broadcast',
     'Claimed',
     'Delivery',
+    'Dependencies',
     'Outgoing',
+    'Policy',
     'QueueCounts',
     'Settlement',
     'Status',
@@ -21,10 +24,20 @@ __all__ = (
 class Verdict(StrEnum):
     """What becomes of a delivery."""
 
+    #: Done.
     ACK = 'ack'
+    #: Will never succeed: a dead letter.
     FAIL = 'fail'
+    #: Back to its place; counts as a delivery.
     REQUEUE = 'requeue'
+    #: Back to its place, nobody has begun it.
     RELEASE = 'release'
+    #: Done, but the work goes on: others will publish its id again.
+    REPLACE = 'replace'
+    #: Ended, because nobody wants it any more.
+    CANCEL = 'cancel'
+    #: No end: from now on it is not delivered again.  If its lease is lost, it has failed.
+    ONCE = 'once'
 
 
 class Status(IntEnum):
@@ -38,6 +51,46 @@ class Status(IntEnum):
     FENCED = -1
 
 
+class Policy(IntEnum):
+    """What becomes of a job when something fails that it depends on."""
+
+    #: It waits: what failed may be replayed.
+    WAIT = 0
+    #: It fails as well.
+    FAIL = 1
+    #: It runs all the same.
+    IGNORE = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Dependencies:
+    """What a job waits for.
+
+    Args:
+        on: keys of jobs, each once.
+        policy: what to do when one of them fails.
+        within: for each of ``on``, the milliseconds within which it is sure to be published; 0 for
+            one that should be there by now, and counts as done if it is not.  Empty: all 0.
+        after: for each of ``on``, keys of jobs of which one lives until it is published.  If
+            none does, it has been published and has ended.  Empty: nothing is known.
+    """
+
+    on: tuple[str, ...]
+    policy: Policy = Policy.WAIT
+    within: tuple[int, ...] = ()
+    after: tuple[tuple[str, ...], ...] = ()
+
+    @property
+    def features(self) -> dict[str, Any]:
+        """As the scripts read them."""
+        found: dict[str, Any] = {'on': self.on, 'policy': self.policy}
+        if any(self.within):
+            found['within'] = self.within
+        if any(self.after):
+            found['after'] = self.after
+        return found
+
+
 @dataclass(frozen=True, slots=True)
 class Outgoing:
     """A message on its way in.
@@ -49,6 +102,7 @@ class Outgoing:
         due: ``'0'`` at once, ``'+<ms>'`` from the server's now, ``'<ms>'`` since the epoch.
         envelope: what :func:`kombu_reliable.envelope.seal` made.
         run: token and key of the delivery whose next run this is, if it is one.
+        depends: what it waits for, if it does.
     """
 
     id: str
@@ -57,11 +111,17 @@ class Outgoing:
     due: str
     envelope: bytes
     run: tuple[str, str] | None = None
+    depends: Dependencies | None = None
 
     @property
     def features(self) -> str:
         """What only some messages have, as the JSON that the script reads; ``''`` for none."""
-        return '' if self.run is None else json.dumps({'run': self.run})
+        found: dict[str, Any] = {}
+        if self.run is not None:
+            found['run'] = self.run
+        if self.depends is not None:
+            found['depends'] = self.depends.features
+        return json.dumps(found) if found else ''
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,13 +165,21 @@ class Claimed:
 
 @dataclass(frozen=True, slots=True)
 class Settlement:
-    """The end of one delivery."""
+    """The end of one delivery.
+
+    Args:
+        verdict: what becomes of it.
+        queue: where it lives.
+        id: key of the job.
+        token: proves that the delivery is ours.
+        detail: why, see :func:`kombu_reliable.transport.failure.detail_of`.
+    """
 
     verdict: Verdict
     queue: str
     id: str
     token: str
-    reason: str = ''
+    detail: str = ''
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,3 +190,5 @@ class QueueCounts:
     delayed: int
     leased: int
     dead: int
+    waiting: int = 0
+    paused: bool = False

@@ -35,6 +35,8 @@ class Job:
     lost: int = 0
     #: Tokens of earlier runs that ended with the publish of their next run, the newest first.
     past: str = ''
+    #: Its owner has said that it must not be delivered again.
+    once: bool = False
 
     def had_run(self, token: str) -> bool:
         return f'{token};' in self.past
@@ -157,7 +159,7 @@ class Model:
                 if job.token is not None:
                     job.lost += 1
                     self.fenced.add(job.token)
-                if self.delivery_limit and job.lost >= self.delivery_limit:
+                if job.once or (self.delivery_limit and job.lost >= self.delivery_limit):
                     self._bury(job, now)
                     continue
                 job.state, job.at = 'leased', now + self.lease
@@ -194,13 +196,16 @@ class Model:
         return answer
 
     def _end(self, job: Job, verdict: Verdict, now: int) -> None:
+        if verdict is Verdict.ONCE:
+            job.once = True
+            return
         job.token = None
-        if verdict is Verdict.ACK:
+        if verdict in (Verdict.ACK, Verdict.REPLACE, Verdict.CANCEL):
             del self.jobs[job.key]
         elif verdict is Verdict.FAIL:
             self._bury(job, now)
         else:
-            job.state = 'ready'
+            job.state, job.once = 'ready', False
             job.lost += verdict is Verdict.REQUEUE
 
     def _bury(self, job: Job, now: int) -> None:

@@ -370,7 +370,7 @@ class Transport(RuleBasedStateMachine):
         for job in self.model.jobs.values():
             yield self.keys.job(job.key)
             yield place(self.keys, job.queue, job.state)
-            if job.lost or job.past or job.state == 'dead':
+            if job.lost or job.past or job.once or job.state == 'dead':
                 yield self.keys.extra(job.key)
             if job.token is not None:
                 yield self.keys.owners

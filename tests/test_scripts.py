@@ -18,11 +18,13 @@ from kombu_reliable.keys import FAMILIES, Keys
 from kombu_reliable.options import Options
 from kombu_reliable.scripts import Call, all_scripts, script
 from kombu_reliable.store import Operations, Store
+from kombu_reliable.store.job_operations import JobOperations
 from kombu_reliable.store.operations import REFUSED
 from kombu_reliable.types import (
     Broadcast,
     Claimed,
     Delivery,
+    Dependencies,
     Outgoing,
     QueueCounts,
     Settlement,
@@ -33,6 +35,8 @@ from tests.conftest import START
 from tests.support.servers import Server
 
 ACK, FAIL, REQUEUE, RELEASE = Verdict.ACK, Verdict.FAIL, Verdict.REQUEUE, Verdict.RELEASE
+REPLACE, CANCEL, ONCE = Verdict.REPLACE, Verdict.CANCEL, Verdict.ONCE
+ENDS = [verdict for verdict in Verdict if verdict is not ONCE]
 DONE, UNHELD, FENCED = Status.DONE, Status.UNHELD, Status.FENCED
 
 LANES = 4096  # how many lanes are remembered
@@ -122,9 +126,11 @@ class Bench:
         """Everything that there is, for comparison."""
         read: dict[bytes, Callable[[Any], Any]] = {
             b'string': self.client.get,
+            b'set': self.client.smembers,
             b'hash': self.client.hgetall,
             b'zset': lambda key: self.client.zrange(key, 0, -1, withscores=True),
             b'stream': self.client.xrange,
+            b'list': lambda key: self.client.lrange(key, 0, -1),
         }
         return {key: read[self.client.type(key)](key) for key in self.client.scan_iter()}
 
@@ -548,7 +554,7 @@ def test_release_does_not_count_and_goes_back_to_the_exact_place(bench: Bench) -
     assert [(one.id, one.deliveries) for one in bench.take()] == [('a', 1), ('b', 1), ('c', 1)]
 
 
-@pytest.mark.parametrize('first', list(Verdict))
+@pytest.mark.parametrize('first', ENDS)
 @pytest.mark.parametrize('again', list(Verdict))
 def test_a_repeated_settle_changes_nothing(bench: Bench, first: Verdict, again: Verdict) -> None:
     bench.put('a')
@@ -559,7 +565,7 @@ def test_a_repeated_settle_changes_nothing(bench: Bench, first: Verdict, again: 
     assert bench.contents() == before
 
 
-@pytest.mark.parametrize('verdict', list(Verdict))
+@pytest.mark.parametrize('verdict', ENDS)
 def test_the_owner_may_settle_what_was_taken_back_but_not_claimed(
     bench: Bench, verdict: Verdict
 ) -> None:
@@ -568,7 +574,7 @@ def test_the_owner_may_settle_what_was_taken_back_but_not_claimed(
     bench.live(LEASE)
     assert bench.ready() == ['a', 'b']
     assert bench.settle(verdict, held) == [DONE]
-    expected = {ACK: [], FAIL: [], REQUEUE: [('a', 2)], RELEASE: [('a', 1)]}[verdict]
+    expected = {REQUEUE: [('a', 2)], RELEASE: [('a', 1)]}.get(verdict, [])
     assert [(one.id, one.deliveries) for one in bench.take()] == [*expected, ('b', 1)]
     assert bench.counts().dead == (verdict is FAIL)
 
@@ -1043,8 +1049,11 @@ def one_call_of_each(operations: Operations) -> Iterator[Call[Any]]:
     yield operations.claim('w', 't', 1, ['q'])
     yield operations.renew([('q', 'a', 't.1')])
     yield operations.settle([Settlement(ACK, 'q', 'a', 't.1')])
+    yield operations.tell_ends('ends')
     yield operations.purge('q')
     yield operations.publish('lane', 0, [Outgoing('a', 'q', 0, '0', b'', run=('t', 'a'))])
+    yield operations.depend('a', Dependencies(('b',)))
+    yield operations.undepend('a', ['b'])
     yield operations.fanout('lane', 1, Broadcast('x', 'key', b'hello'))
     yield operations.listen('x', 'one')
     yield operations.declare('q', 1000)
@@ -1053,6 +1062,20 @@ def one_call_of_each(operations: Operations) -> Iterator[Call[Any]]:
     yield operations.attend('q', 'c')
     yield operations.leave('q', 'c')
     yield operations.delete('q')
+    yield from one_call_of_each_on_jobs(JobOperations(operations))
+
+
+def one_call_of_each_on_jobs(jobs: JobOperations) -> Iterator[Call[Any]]:
+    yield jobs.inspect(['a'])
+    yield jobs.cancel(['a'], '', True)
+    yield jobs.move(['a'], 'r')
+    yield jobs.prioritize(['a'], 1)
+    yield jobs.reschedule(['a'], 1)
+    yield jobs.replay(['a'], 'g')
+    yield jobs.discard(['a'], 'g')
+    yield jobs.pause('q', True)
+    yield jobs.empty('q', 'ready')
+    yield jobs.notice(['q'])
 
 
 def test_each_operation_refuses_data_of_another_version(bench: Bench) -> None:

@@ -2,32 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Any
+import json
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeVar
 
 from kombu_reliable.keys import Keys
 from kombu_reliable.options import Options
 from kombu_reliable.scripts import Call, script
-from kombu_reliable.types import Broadcast, Claimed, Delivery, Outgoing, Settlement, Status
+from kombu_reliable.types import (
+    Broadcast,
+    Claimed,
+    Delivery,
+    Dependencies,
+    Outgoing,
+    Settlement,
+    Status,
+)
 from kombu_reliable.wire import Argument
 
 __all__ = (
     'CLAIM_LIMIT',
+    'CYCLE',
+    'EDGE_LIMIT',
     'PUBLISH_LIMIT',
     'REFUSED',
     'RENEW_LIMIT',
     'SETTLE_LIMIT',
     'Operations',
+    'message_of',
 )
+
+T = TypeVar('T')
 
 # What one call may carry; together with the cost of a step this keeps it under 5 ms.
 PUBLISH_LIMIT = 200
+EDGE_LIMIT = 500
 CLAIM_LIMIT = 100
 SETTLE_LIMIT = 300
 RENEW_LIMIT = 300
 
 #: What publish answers for a next run that is not its owner's any more.
 REFUSED = '!'
+#: ... and for a job that would wait for itself.
+CYCLE = '!cycle'
 
 # How a record begins, see lua/lib/record.lua.
 _QUEUE_LENGTH = slice(17, 21)
@@ -51,7 +68,7 @@ def _interval(milliseconds: int) -> float | None:
 def _flat(settlements: Sequence[Settlement]) -> list[Argument]:
     args: list[Argument] = []
     for one in settlements:
-        args += [one.verdict.value, one.queue, one.id, one.token, one.reason]
+        args += [one.verdict.value, one.queue, one.id, one.token, one.detail]
     return args
 
 
@@ -61,7 +78,8 @@ def _tail(message: Outgoing) -> bytes:
     return b'%04d%b%b' % (len(queue), queue, message.envelope)
 
 
-def _envelope(record: bytes) -> bytes:
+def message_of(record: bytes) -> bytes:
+    """The envelope in a record."""
     try:
         return record[_RECORD_HEAD + int(record[_QUEUE_LENGTH]) :]
     except ValueError:
@@ -88,9 +106,24 @@ class Operations:
         now = '' if self.now is None else str(self.now)
         return Call(script(name), self.keys.meta, args, decode, now)
 
+    @property
+    def retention(self) -> int:
+        """How long dead letters are kept, in milliseconds."""
+        return self._retention
+
+    def call(self, name: str, decode: Callable[[Any], T], *args: Argument) -> Call[T]:
+        """Encodes an operation that is defined elsewhere.
+
+        Args:
+            name: of its file.
+            decode: reads the reply.
+            args: what stands behind the time.
+        """
+        return self._call(name, decode, *args)
+
     def publish(self, lane: str, first: int, messages: Sequence[Outgoing]) -> Call[tuple[str, ...]]:
-        """Stores messages; the value is the key of each, ``''`` if it was stored before and
-        :data:`REFUSED` if it was refused."""
+        """Stores messages; the value is the key of each, ``''`` if it was stored before,
+        :data:`REFUSED` or :data:`CYCLE` if it was refused."""
         features = [one.features for one in messages]
         featured = any(features)
         args: list[Argument] = [lane, first]
@@ -121,7 +154,7 @@ class Operations:
                     id=leased[at + 1].decode(errors='replace'),
                     token=f'{token}.{number}',
                     deliveries=int(leased[at + 2]),
-                    envelope=_envelope(leased[at + 3]),
+                    envelope=message_of(leased[at + 3]),
                 )
                 for number, at in enumerate(range(0, len(leased), 4), 1)
             )
@@ -146,9 +179,33 @@ class Operations:
             'settle', _statuses, self._retention, self.options.failed_limit, *_flat(settlements)
         )
 
+    def tell_ends(self, queue: str) -> Call[bool]:
+        """Has ends that no worker reports told to a queue; ``''`` for none."""
+        return self._call('tell_ends', bool, queue)
+
     def purge(self, queue: str) -> Call[int]:
         """Deletes a bounded number of waiting jobs; 0 when none is left."""
         return self._call('purge', int, queue)
+
+    # -- dependencies ------------------------------------------------------------
+
+    def depend(self, job: str, on: Dependencies, *, last: bool = False) -> Call[int]:
+        """Makes a job that waits already wait for more, at most :data:`EDGE_LIMIT` a call; the
+        value is 1, 0 if the job does not wait, and -1 if it would wait for itself.
+
+        Args:
+            job: its key, or the mark under which its publish goes on.
+            on: what else it waits for.
+            last: that was the last part of such a publish.
+        """
+        return self._call('depend', int, job, json.dumps(on.features), int(last))
+
+    def undepend(self, job: str, on: Sequence[str]) -> Call[int]:
+        """Makes a job wait no more for the keys given, at most :data:`EDGE_LIMIT` a call; the value
+        is the number of those that it waited for."""
+        return self._call('undepend', int, job, *on)
+
+    # -- fanout ------------------------------------------------------------------
 
     def fanout(self, lane: str, number: int, one: Broadcast) -> Call[bool]:
         """Appends to the exchange's stream; False if nobody listens."""

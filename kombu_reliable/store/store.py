@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import cached_property
 from typing import Any, TypeVar
 
 import redis
 import redis.exceptions
 
 from kombu_reliable.errors import LayoutError
-from kombu_reliable.keys import LAYOUT
+from kombu_reliable.keys import LAYOUT, Keys
 from kombu_reliable.scripts import Call, all_scripts, translate
 from kombu_reliable.store import confirmation
 from kombu_reliable.store.connections import Connections
-from kombu_reliable.store.operations import Operations
+from kombu_reliable.store.dependencies import Edges
+from kombu_reliable.store.jobs import Jobs
+from kombu_reliable.store.operations import Operations, message_of
 from kombu_reliable.types import QueueCounts
 from kombu_reliable.wire import exchange
 
@@ -39,6 +42,23 @@ class Store:
         self._connections = Connections(client.connection_pool)
         self.operations = operations
         self.keys = operations.keys
+
+    @cached_property
+    def edges(self) -> Edges:
+        """Looks at and changes what jobs wait for."""
+        return Edges(self)
+
+    @cached_property
+    def jobs(self) -> Jobs:
+        """Looks at jobs and queues, and acts on them."""
+        return Jobs(self)
+
+    def now(self) -> int:
+        """The server's time, in milliseconds since the epoch."""
+        if self.operations.now is not None:
+            return self.operations.now
+        seconds, micros = self.client.time()
+        return int(seconds * 1000 + micros // 1000)
 
     def run(self, call: Call[T]) -> T:
         """Sends one call and returns its value.
@@ -128,20 +148,33 @@ class Store:
                 f'this version of kombu_reliable reads layout {LAYOUT}'
             )
 
+    def envelopes(self, jobs: Sequence[str]) -> list[bytes | None]:
+        """The messages of jobs; None for what is no job, or none any more."""
+        # One command each: together, large ones would hold the server up.
+        with self.client.pipeline(transaction=False) as pipe:
+            for job in jobs:
+                pipe.get(self.keys.job(job))
+            replies = pipe.execute(raise_on_error=False)
+        return [message_of(one) if isinstance(one, bytes) else None for one in replies]
+
     # -- queues ------------------------------------------------------------------
 
     def counts(self, queue: str) -> QueueCounts:
         """Counts the jobs of a queue by state."""
         keys = self.keys
         with self.client.pipeline(transaction=False) as pipe:
-            for spell in (keys.ready, keys.delayed, keys.leased, keys.dead):
-                pipe.zcard(spell(queue))
-            replies = pipe.execute(raise_on_error=False)
+            for key in _spots(keys, queue):
+                pipe.zcard(key)
+            pipe.sismember(keys.paused, queue)
+            *replies, paused = pipe.execute(raise_on_error=False)
         for reply in replies:
             if isinstance(reply, Exception) and 'WRONGTYPE' not in str(reply):
                 raise reply
         # Foreign data is nothing of ours to be counted.
-        return QueueCounts(*(reply if isinstance(reply, int) else 0 for reply in replies))
+        ready, delayed, leased, dead, waiting = (
+            reply if isinstance(reply, int) else 0 for reply in replies
+        )
+        return QueueCounts(ready, delayed, leased, dead, waiting, paused is True or paused == 1)
 
     def purge(self, queue: str, progress: Callable[[int], None] | None = None) -> int:
         """Deletes everything that waits in a queue, ready and delayed.
@@ -160,10 +193,9 @@ class Store:
     def knows(self, queue: str) -> bool:
         """Whether a queue was declared, or holds anything."""
         keys = self.keys
-        held = [spell(queue) for spell in (keys.ready, keys.delayed, keys.leased, keys.dead)]
         with self.client.pipeline(transaction=False) as pipe:
             pipe.sismember(keys.queues, queue)
-            pipe.exists(*held)
+            pipe.exists(*_spots(keys, queue))
             pipe.hmget(keys.life(queue), 'life', 'gone')
             declared, holds, (life, gone) = pipe.execute()
         return bool(declared or holds or (life is not None and gone is None))
@@ -183,6 +215,42 @@ class Store:
         if deleted > 0:  # one step took these, and others may be left
             self.purge(queue)
         return deleted >= 0
+
+    def tell_ends_to(self, queue: str) -> None:
+        """Has ends that no worker reports told to a queue: the limit of deliveries, a lost
+        lease, a dependency, a cancel.
+
+        Each is a message: a line of JSON with ``key``, ``queue``, ``outcome`` (``failed`` or
+        ``canceled``), ``reason`` and ``at``, then the envelope of the job.
+
+        Args:
+            queue: its name; ``''`` if nobody wants to know.
+        """
+        self.repeat(self.operations.tell_ends(queue))
+
+    def notice(self, queue: str) -> None:
+        """Remembers a queue that nobody may have declared, so that it is listed."""
+        self.repeat(self.jobs.operations.notice([queue]))
+
+    def known_queues(self) -> list[str]:
+        """The names of all queues that were declared, or hold something.
+
+        Of undeclared ones that hold only ready messages, the last 4,096 that were published to.
+        """
+        keys = self.keys
+        with self.client.pipeline(transaction=False) as pipe:
+            pipe.smembers(keys.queues)
+            pipe.zrange(keys.alarms, 0, -1)
+            pipe.zrange(keys.noticed, 0, -1)
+            declared, watched, noticed = pipe.execute()
+        others = [name.decode() for name in {*watched, *noticed} - set(declared) if name]
+        with self.client.pipeline(transaction=False) as pipe:
+            for queue in others:
+                pipe.exists(*_spots(keys, queue))
+            holding = pipe.execute()
+        found = {name.decode() for name in declared}
+        found.update(queue for queue, holds in zip(others, holding, strict=True) if holds)
+        return sorted(found)
 
     # -- bindings ----------------------------------------------------------------
 
@@ -218,3 +286,11 @@ class Store:
 
     def stop_listening(self, exchange: str, listener: str) -> None:
         self.client.zrem(self.keys.listeners(exchange), listener)
+
+
+def _spots(keys: Keys, queue: str) -> tuple[str, ...]:
+    """Where the jobs of a queue are, in the order of :class:`QueueCounts`."""
+    return (
+        keys.ready(queue), keys.delayed(queue), keys.leased(queue), keys.dead(queue),
+        keys.waiting(queue),
+    )  # fmt: skip

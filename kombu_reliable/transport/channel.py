@@ -93,6 +93,13 @@ class Channel(QueueChannel):
             self._broadcast_once(message['properties'], items)
         else:
             publish(self.store, message['properties'], items)
+        if not exchange:
+            self.notice(routing_key)
+
+    def notice(self, queue: str) -> None:
+        """Something was sent straight to a queue, which nobody need have declared."""
+        if queue not in self.connection.lifetimes:
+            self.endpoint.notices.add(queue)
 
     def _broadcast_once(self, properties: dict[str, Any], items: list[Item]) -> None:
         """Celery's heartbeat has kombu try again for ever, in the event loop: no task would run

@@ -21,6 +21,7 @@ from kombu_reliable.transport.attendance import Attendance
 from kombu_reliable.transport.examination import examine
 from kombu_reliable.transport.keeper import Keeper
 from kombu_reliable.transport.line import REFUSALS, Line, ServerLine, SimulatedLine
+from kombu_reliable.transport.notices import Notices
 from kombu_reliable.urls import ServerURL
 
 __all__ = ('Endpoint', 'endpoint_for')
@@ -64,6 +65,10 @@ class Endpoint:
     @cached_property
     def attendance(self) -> Attendance:
         return Attendance(lambda: self.store)
+
+    @cached_property
+    def notices(self) -> Notices:
+        return Notices(lambda: self.store)
 
     def open_line(self, connect_timeout: float | None = None) -> Line:
         """Opens a connection for the event loop."""

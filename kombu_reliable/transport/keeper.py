@@ -49,7 +49,7 @@ REPEAT_WARNING = 30.0
 class _Held:
     """One delivery in the hands of this process."""
 
-    __slots__ = ('dropped_at', 'id', 'lost', 'message', 'queue', 'settled', 'token')
+    __slots__ = ('dropped_at', 'id', 'lost', 'message', 'once', 'queue', 'settled', 'token')
 
     def __init__(self, delivery: Delivery) -> None:
         self.queue = delivery.queue
@@ -59,6 +59,8 @@ class _Held:
         self.settled = False
         #: Known to be somebody else's by now; its verdict is sent all the same, to be counted.
         self.lost = False
+        #: What was said so that it is not delivered again.
+        self.once: Posted | None = None
         #: None until it is handed out.
         self.message: weakref.ref[Any] | None = None
         #: When it was seen that nobody holds the message any more, on the monotonic clock.
@@ -150,7 +152,7 @@ class Keeper:
 
     # -- outbox ------------------------------------------------------------------
 
-    def settle(self, token: str, verdict: Verdict, reason: str = '') -> None:
+    def settle(self, token: str, verdict: Verdict, detail: str = '') -> None:
         """Ends a delivery: one append, from any thread or signal handler, and never an error.
 
         The first verdict counts; tokens that are not held are ignored.
@@ -159,7 +161,23 @@ class Keeper:
         if held is None or held.settled:
             return
         held.settled = True
-        self._outbox.post(Settlement(verdict, held.queue, held.id, held.token, reason))
+        if held.once is not None:
+            held.once.dropped = True
+        self._outbox.post(Settlement(verdict, held.queue, held.id, held.token, detail))
+
+    def once(self, token: str) -> None:
+        """Has a delivery not made again; it is still to be settled.  Of one that is settled
+        before that was sent, nothing needs to be said."""
+        held = self._held.get(token)
+        if held is not None and not held.settled and held.once is None:
+            held.once = self._outbox.post(Settlement(Verdict.ONCE, held.queue, held.id, token))
+
+    def settle_now(self, token: str, timeout: float) -> None:
+        """Waits until the server has confirmed the end of a delivery, or for so many seconds."""
+        deadline = time.monotonic() + timeout
+        while not _try(self.flush) and token in self._held and time.monotonic() < deadline:
+            time.sleep(PATIENCE / 10)
+            self._outbox.recall_overdue(0.0)
 
     @property
     def unsettled(self) -> bool:
@@ -175,6 +193,8 @@ class Keeper:
         """The server has answered; what was answered before is left alone."""
         for item, status in self._outbox.confirmed(posted, statuses):
             settlement = item.settlement
+            if settlement.verdict is Verdict.ONCE:
+                continue  # still to be settled; whether its lease is lost, its renewal says
             self._held.pop(settlement.token, None)
             if status is Status.FENCED or (status is Status.UNHELD and not item.sent):
                 self._log.warning(

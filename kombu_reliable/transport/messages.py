@@ -10,9 +10,11 @@ from typing import Any
 from kombu_reliable.envelope import CorruptEnvelope, pack_id, seal, unseal
 from kombu_reliable.errors import InvalidMessage
 from kombu_reliable.options import Options
+from kombu_reliable.store.info import JobInfo
+from kombu_reliable.transport.dependencies import take_dependencies
 from kombu_reliable.types import Delivery, Outgoing
 
-__all__ = ('NONCE', 'TOKEN_HEADER', 'envelope', 'open_envelope', 'outgoing', 'payload')
+__all__ = ('NONCE', 'TOKEN_HEADER', 'envelope', 'open_envelope', 'open_job', 'outgoing', 'payload')
 
 #: Where a publish keeps its nonce between kombu's attempts.
 NONCE = 'x-nonce'
@@ -38,7 +40,8 @@ def outgoing(
     """Prepares a message for one queue.
 
     Raises:
-        InvalidMessage: its id, queue, priority, eta or ``x-delay`` makes no sense.
+        InvalidMessage: its id, queue, priority, eta, ``x-delay`` or what it depends on makes no
+            sense.
     """
     headers = dict(message['headers'])
     identity = _identity(headers)
@@ -58,6 +61,7 @@ def outgoing(
         queue=queue,
         rank=options.rank(_priority(message['properties'].get('priority'))),
         due=_take_due(headers),
+        depends=take_dependencies(headers, job),
         envelope=envelope(message, headers, queue, exchange, routing_key),
     )
 
@@ -182,6 +186,16 @@ def open_envelope(sealed: bytes, queue: str, tag: str, deliveries: int) -> dict[
         'headers': headers,
         'properties': properties,
     }
+
+
+def open_job(job: JobInfo) -> dict[str, Any]:
+    """The message of a job that was looked up: a dict with ``body`` (bytes, as they were
+    serialized), ``content-type``, ``content-encoding``, ``headers`` and ``properties``.
+
+    Raises:
+        CorruptEnvelope: it is no message of ours, or was damaged.
+    """
+    return open_envelope(job.envelope, job.queue, '', job.deliveries)
 
 
 def payload(delivery: Delivery) -> dict[str, Any]:

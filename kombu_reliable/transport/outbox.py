@@ -25,12 +25,14 @@ class Posted:
         since: when it was noted, on the monotonic clock.
         sent: the server may have seen it already.
         confirmed: it has answered.
+        dropped: it need not be said any more, if it was not said yet.
     """
 
     settlement: Settlement
     since: float
     sent: bool = False
     confirmed: bool = False
+    dropped: bool = False
 
 
 class Outbox:
@@ -43,9 +45,11 @@ class Outbox:
     def __bool__(self) -> bool:
         return bool(self._waiting)
 
-    def post(self, settlement: Settlement) -> None:
+    def post(self, settlement: Settlement) -> Posted:
         """Notes a settlement: one append, also in a signal handler."""
-        self._waiting.append(Posted(settlement, time.monotonic()))
+        posted = Posted(settlement, time.monotonic())
+        self._waiting.append(posted)
+        return posted
 
     def collect(self, limit: int, waited: float = 0.0) -> list[Posted]:
         """Takes settlements to send; each must come back through one of the next two calls.
@@ -60,7 +64,9 @@ class Outbox:
             try:
                 if self._waiting[0].since > latest:
                     break
-                posted.append(self._waiting.popleft())
+                item = self._waiting.popleft()
+                if not item.dropped:
+                    posted.append(item)
             except IndexError:
                 break
         if posted:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import MutableMapping, Sequence
+from collections.abc import Iterator, MutableMapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from kombu_reliable.errors import Fenced
 from kombu_reliable.scripts import Call
 from kombu_reliable.store import Operations, Store
-from kombu_reliable.store.operations import PUBLISH_LIMIT, REFUSED
+from kombu_reliable.store.dependencies import calls_for_parts, cycle, in_parts
+from kombu_reliable.store.operations import CYCLE, EDGE_LIMIT, PUBLISH_LIMIT, REFUSED
 from kombu_reliable.transport.lanes import Nonce, abandon_lane, next_nonce
 from kombu_reliable.transport.line import LOST
 from kombu_reliable.transport.messages import NONCE
@@ -40,6 +41,7 @@ def publish(store: Store, memory: MutableMapping[str, Any], items: Sequence[Item
         items: what to send.
 
     Raises:
+        DependencyCycle: a job would wait for itself.
         Fenced: a next run was refused, because its job was taken from its owner.
         ServerFull: the server has no memory left.
         NotConfirmed: it is stored, but not as safe as the options ask for.
@@ -61,6 +63,8 @@ def publish(store: Store, memory: MutableMapping[str, Any], items: Sequence[Item
             raise Fenced(
                 'the next run of a job was refused: its lease was lost, another worker has it'
             )
+        if reply == -1 or (isinstance(reply, tuple) and CYCLE in reply):
+            raise cycle()
 
 
 def _calls(operations: Operations, nonce: Nonce, items: Sequence[Item]) -> list[Call[Any]]:
@@ -75,16 +79,34 @@ def _calls(operations: Operations, nonce: Nonce, items: Sequence[Item]) -> list[
             at += 1
         else:
             messages = _leading_messages(items[at : at + PUBLISH_LIMIT])
-            calls.append(operations.publish(lane, nonce.first + at, messages))
-            at += len(messages)
+            if messages:
+                calls.append(operations.publish(lane, nonce.first + at, messages))
+            else:
+                calls += _calls_for_many_edges(operations, lane, nonce.first + at, item)
+            at += len(messages) or 1
     return calls
 
 
+def _calls_for_many_edges(
+    operations: Operations, lane: str, number: int, message: Outgoing
+) -> Iterator[Call[Any]]:
+    mark = f'!{lane}.{number}'
+    message, parts = in_parts(message, mark)
+    yield operations.publish(lane, number, [message])
+    yield from calls_for_parts(operations, mark, parts)
+
+
 def _leading_messages(items: Sequence[Item]) -> list[Outgoing]:
+    """Those that one call may carry; none if not even the first fits into one."""
     messages: list[Outgoing] = []
+    edges = 0
     for item in items:
         if isinstance(item, Broadcast):
             break
+        if item.depends is not None:
+            edges += len(item.depends.on)
+            if edges > EDGE_LIMIT:
+                break
         messages.append(item)
     return messages
 
@@ -106,12 +128,16 @@ class PublishBatch:
         self._memory: dict[str, Any] = {}
         #: For the exchanges to which messages of this batch go.
         self._routers: dict[str, Router] = {}
+        #: Queues to which some of them go without an exchange.
+        self._direct: set[str] = set()
 
     def publish(
         self, message: dict[str, Any], exchange: str = '', routing_key: str = '', **kwargs: Any
     ) -> None:
         """Prepares a message; the errors of :meth:`.Channel.basic_publish` come at once."""
         self._collected += self.channel.prepare(message, exchange, routing_key, self._routers)
+        if not exchange:
+            self._direct.add(routing_key)
         if len(self._collected) >= self._max_size:
             self.flush()
 
@@ -128,6 +154,8 @@ class PublishBatch:
             finally:
                 if NONCE not in self._memory:  # the server has answered, if only to refuse a part
                     self._in_doubt = []
+        while self._direct:
+            self.channel.notice(self._direct.pop())
 
     def _send(self) -> None:
         for pause in RETRY_PAUSES:

@@ -108,32 +108,41 @@ class LeaseQoS:
         return self.tags - self._begun
 
     def ack(self, delivery_tag: str) -> None:
-        self._settle(delivery_tag, Verdict.ACK)
+        self.settle(delivery_tag, Verdict.ACK)
 
     def reject(self, delivery_tag: str, requeue: bool = False) -> None:
         if requeue:
-            self._settle(delivery_tag, Verdict.REQUEUE)
+            self.settle(delivery_tag, Verdict.REQUEUE)
         else:
-            self._settle(delivery_tag, Verdict.FAIL, 'rejected')
+            self.settle(delivery_tag, Verdict.FAIL, 'rejected')
 
     def release(self, delivery_tag: str) -> None:
         """Gives a message back that was not started; that counts as no delivery."""
-        self._settle(delivery_tag, Verdict.RELEASE)
+        self.settle(delivery_tag, Verdict.RELEASE)
 
     def fail(self, delivery_tag: str, reason: str) -> None:
-        self._settle(delivery_tag, Verdict.FAIL, reason)
+        self.settle(delivery_tag, Verdict.FAIL, reason)
 
-    def _settle(self, delivery_tag: str, verdict: Verdict, reason: str = '') -> None:
+    def once(self, delivery_tag: str) -> None:
+        """Has a message not delivered again.  Its place is free, as after an ack."""
+        self._free(delivery_tag)
+        self.channel.keeper.once(delivery_tag)
+        self.channel.nudge()
+
+    def settle(self, delivery_tag: str, verdict: Verdict, detail: str = '') -> None:
+        self._free(delivery_tag)
+        self.channel.keeper.settle(delivery_tag, verdict, detail)
+        self.channel.nudge()
+
+    def _free(self, delivery_tag: str) -> None:
         self._tags.pop(delivery_tag, None)
         self._waiting.discard(delivery_tag)
         self._begun.discard(delivery_tag)
-        self.channel.keeper.settle(delivery_tag, verdict, reason)
-        self.channel.nudge()
 
     def restore_unacked(self) -> list[Any]:
         """Gives back everything that was not settled (``basic.recover``)."""
         for tag in self.tags:
-            self._settle(tag, Verdict.REQUEUE)
+            self.settle(tag, Verdict.REQUEUE)
         return []
 
     def restore_unacked_once(self, stderr: Any = None) -> None:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from kombu.transport import virtual
+
+from kombu_reliable.transport.failure import detail_of
+from kombu_reliable.types import Verdict
 
 __all__ = ('Message',)
 
@@ -21,6 +25,8 @@ class Message(virtual.Message):
         #: kombu has tried to unpack a compressed body already.
         self._undecodable = bool(self.errors)
         self.begun = False
+        #: Has its verdict already; what is said next changes nothing.
+        self._settled = False
 
     def _decode(self) -> Any:
         try:
@@ -39,14 +45,53 @@ class Message(virtual.Message):
 
     def ack(self, multiple: bool = False) -> None:
         """Ends the delivery: done, unless nobody could read it."""
+        if self._settled:
+            return
         self._mark_failed()
         super().ack(multiple)
 
     def reject(self, requeue: bool = False) -> None:
         """Ends the delivery as failed, or gives it back."""
+        if self._settled:
+            return
         if not requeue:
             self._mark_failed()
         super().reject(requeue)
+
+    def settle(
+        self, verdict: Verdict, detail: Mapping[str, str] | str = '', wait: float = 0.0
+    ) -> None:
+        """Ends the delivery with any verdict.  The first one counts: an ack or reject that
+        follows changes nothing, and is no error.
+
+        Args:
+            verdict: what becomes of it.
+            detail: for a failure, the reason, or a mapping of ``reason``, ``type``, ``message``,
+                ``traceback`` and ``group``.
+            wait: for how long, in seconds, to wait until the server has confirmed it.
+
+        Example:
+            >>> message.settle(Verdict.FAIL, {'reason': 'failed', 'type': 'ValueError'})
+        """
+        if self._settled or self.channel is None:
+            return
+        self._settled = True
+        self._state = 'ACK'
+        self.channel.qos.settle(self.delivery_tag, verdict, detail_of(detail))
+        if wait:
+            self.channel.keeper.settle_now(self.delivery_tag, wait)
+
+    def once(self) -> None:
+        """Says that this must not be delivered again: if its lease is lost, it has failed, reason
+        ``lost``.  Frees the place that it takes up; it is still to be settled."""
+        if not self._settled and self.channel is not None:
+            self.channel.qos.once(self.delivery_tag)
+
+    @property
+    def lost(self) -> bool:
+        """Whether the store has said that it is not ours any more: another consumer has it, or
+        it was canceled."""
+        return self.channel is not None and self.channel.keeper.lost(self.delivery_tag)
 
     def _mark_failed(self) -> None:
         # The first verdict counts: what the base class says next frees the place only.

@@ -15,9 +15,10 @@ from kombu.transport import virtual
 from kombu.utils.url import maybe_sanitize_url
 
 from kombu_reliable import hooks
-from kombu_reliable.errors import ConnectionLost
+from kombu_reliable.errors import ConnectionLost, InvalidURL
 from kombu_reliable.masking import SECRETS, Masked, mask_secrets, unmask
 from kombu_reliable.options import Options
+from kombu_reliable.store import Store
 from kombu_reliable.transport.channel import Channel
 from kombu_reliable.transport.endpoint import endpoint_for
 from kombu_reliable.transport.fanout import FanoutBinding, FanoutReceiver
@@ -28,7 +29,7 @@ from kombu_reliable.transport.reactor import Reactor
 from kombu_reliable.transport.routing import Routes
 from kombu_reliable.urls import ServerURL, parse_url
 
-__all__ = ('Transport',)
+__all__ = ('Transport', 'open_store')
 
 
 class Transport(virtual.Transport):
@@ -158,6 +159,27 @@ class Transport(virtual.Transport):
         self.fanout.close()
         self._leave_loop()
         self.reactor.close()
+
+
+def open_store(connection: Any) -> Store:
+    """The store behind a kombu connection; it connects when it is first used.
+
+    Args:
+        connection: a :class:`kombu.Connection`, open or not.  The store goes on without it.
+
+    Raises:
+        InvalidURL: it is not a connection of this package.
+
+    Example:
+        >>> store = open_store(app.connection_for_write())
+        >>> store.jobs.counts('celery').ready
+        3
+    """
+    transport = connection.transport
+    if not isinstance(transport, Transport):
+        raise InvalidURL(f'{connection.as_uri()} is not a broker of kombu_reliable')
+    store: Store = transport.endpoint.store
+    return store
 
 
 def _tls_of(client: Any) -> dict[str, Any]:

@@ -14,7 +14,8 @@ import time
 from typing import Any
 
 from celery import Celery, Task, chain, current_task, group, signals
-from celery.exceptions import Reject
+from celery.exceptions import Ignore, Reject
+from celery.worker.request import Request
 
 app = Celery('testapp', broker=os.environ['KR_BROKER'], backend=os.environ['KR_BACKEND'])
 app.conf.update(
@@ -31,7 +32,7 @@ app.conf.update(
 def note(task: Task, event: str, **fields: Any) -> None:
     """One line in the ledger, written in one piece whoever else writes."""
     request = task.request
-    line = json.dumps(
+    append(
         {
             'event': event,
             'id': request.id,
@@ -44,6 +45,10 @@ def note(task: Task, event: str, **fields: Any) -> None:
             **fields,
         }
     )
+
+
+def append(entry: dict[str, Any]) -> None:
+    line = json.dumps(entry)
     fd = os.open(os.environ['KR_LEDGER'], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
     try:
         os.write(fd, line.encode() + b'\n')
@@ -150,6 +155,84 @@ def replaced_by_group(self: Task, n: int) -> Any:
 def reject(self: Task, requeue: bool) -> None:
     note(self, 'ran')
     raise Reject('on purpose', requeue=requeue)
+
+
+class Noting(Request):
+    """A Request class of a user's own, which notes how its tasks end."""
+
+    def on_success(self, failed__retval__runtime: Any, **kwargs: Any) -> Any:
+        append({'event': 'request', 'id': self.id, 'value': 'success'})
+        return super().on_success(failed__retval__runtime, **kwargs)
+
+    def on_failure(self, exc_info: Any, *args: Any, **kwargs: Any) -> Any:
+        append({'event': 'request', 'id': self.id, 'value': 'failure'})
+        return super().on_failure(exc_info, *args, **kwargs)
+
+
+class Customized(Task):
+    Request = Noting
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        note(self, 'called')
+        return super().__call__(*args, **kwargs)
+
+    def on_failure(self, *args: Any) -> None:
+        note(self, 'failed')
+
+
+@app.task(bind=True, base=Customized)
+def customized(self: Task, fails: bool) -> str:
+    if fails:
+        raise ValueError('as told')
+    return 'fine'
+
+
+@app.task(bind=True)
+def ignore(self: Task) -> None:
+    note(self, 'ran')
+    raise Ignore('on purpose')
+
+
+@app.task(bind=True)
+def reject_first(self: Task) -> int:
+    """Asks for another delivery, once."""
+    note(self, 'ran')
+    deliveries = int(self.request.get('x-delivery-count'))
+    if deliveries == 1:
+        raise Reject('on purpose', requeue=True)
+    return deliveries
+
+
+@app.task(bind=True)
+def die_first(self: Task) -> int:
+    """Takes its pool process down, once."""
+    note(self, 'ran')
+    deliveries = int(self.request.get('x-delivery-count'))
+    if deliveries == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return deliveries
+
+
+@app.task(bind=True)
+def last_words(self: Task) -> None:
+    """Notes when its process is told to end."""
+    note(self, 'started')
+    try:
+        time.sleep(60)
+    finally:
+        note(self, 'killed')
+
+
+@app.task(bind=True)
+def replaced_after(self: Task, path: str) -> Any:
+    """The first delivery waits for a file and is replaced then; any other ends at once."""
+    note(self, 'started')
+    if self.request.get('x-delivery-count') == 1 and not self.request.retries:
+        while not os.path.exists(path):
+            time.sleep(0.01)
+        note(self, 'replaces')
+        return self.replace(run.s('replacement'))
+    return 'done'
 
 
 @app.task(bind=True)

@@ -1,6 +1,7 @@
 -- @include alarm
 -- @include binding
 -- @include discard
+-- @include pausing
 -- Queues that do not live for ever.  Only those have a LIFE hash:
 --   life   ms for which the queue may stay unused; 0: no limit
 --   auto   1 if it goes with its last consumer
@@ -85,6 +86,8 @@ local function lifetimes()
     end
     local again = found and now or math.ceil((now + LINGER) / GRID) * GRID
     redis.call('DEL', ATTENDANCE .. queue)
+    set_paused(queue, false)
+    redis.call('SREM', QUEUES, queue)
     redis.call('HSET', LIFE .. queue, 'gone', again, 'swept', found and 0 or 1)
     if redis.call('EXISTS', LEASED .. queue, DEAD .. queue) == 0 then
       -- No alarm of this queue means anything else.

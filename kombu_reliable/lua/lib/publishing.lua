@@ -15,10 +15,11 @@
 --       Of a single message it comes without an array around it, which would cost as much as
 --       storing the message.
 local function publish(stride, store)
-  local version, keeper = unpack(redis.call('HMGET', META, 'v', 'keeper'))
+  local version, keeper, paused = unpack(redis.call('HMGET', META, 'v', 'keeper', 'paused'))
   if foreign(version) then
     return refuse(version)
   end
+  pausing = paused
   local now, _, stamp = clock()
   local count = (#ARGV - 3) / stride
   local skip = remember(ARGV[2], ARGV[3], count)

@@ -24,11 +24,12 @@ local retention, keep = tonumber(ARGV[7]), tonumber(ARGV[8])
 local FIRST_SETTLEMENT = 10
 local FIRST_QUEUE = FIRST_SETTLEMENT + tonumber(ARGV[9]) * SETTLEMENT
 
-local meta = redis.call('HMGET', META, 'v', 'seen', 'hold', 'keeper', 'deputy')
+local meta = redis.call('HMGET', META, 'v', 'seen', 'hold', 'keeper', 'deputy', 'paused')
 if foreign(meta[1]) then
   return refuse(meta[1])
 end
 enter_full_server()
+pausing = meta[6]
 
 local reply = {0, -1}
 settle(FIRST_SETTLEMENT, FIRST_QUEUE - 1, now, retention, keep, reply)
@@ -37,29 +38,46 @@ local hold = hear(now, tonumber(meta[2]), tonumber(meta[3]), lease)
 local due = next_alarm()
 local problem
 if due and due <= now then
-  due, problem = serve_alarms(now, hold, retention)
+  due, problem = serve_alarms(now, hold, retention, keep)
 end
 
 local delivered = 0
 local popped = {}
 
--- Deliveries that ended without an outcome.  An owner that is still noted lost its lease, and
--- loses the job by this claim.
+-- Deliveries that ended without an outcome, and why there must be no other, if so.  An owner that
+-- is still noted lost its lease, and loses the job by this claim.
 local function deliveries_before(id, record)
   if string.sub(record, 1, 1) ~= 'x' then
     return 0
   end
   local owner = redis.call('HGET', OWNERS, id)
+  local noted = redis.pcall('HMGET', EXTRA .. id, 'n', 'once', 'unwanted')
+  if noted.err then
+    redis.call('UNLINK', EXTRA .. id) -- foreign data
+  end
+  local before = tonumber(noted[1] or 0) or 0
   if owner then
     fence(owner_token(owner), now)
+    before = before + 1
+    redis.call('HSET', EXTRA .. id, 'n', before)
   end
-  local before = owner and redis.pcall('HINCRBY', EXTRA .. id, 'n', 1)
-    or redis.pcall('HGET', EXTRA .. id, 'n')
-  if type(before) == 'table' then
-    redis.call('UNLINK', EXTRA .. id) -- foreign data
-    return owner and 1 or 0
+  if noted[3] then
+    return before, 'unwanted'
   end
-  return tonumber(before) or 0
+  if noted[2] then
+    return before, 'lost'
+  end
+  return before, limit > 0 and before >= limit and 'delivery-limit' or nil
+end
+
+-- Somebody has canceled it while it was held.
+local function end_unwanted(queue, id, record)
+  local reason = redis.call('HGET', EXTRA .. id, 'unwanted')
+  redis.call('UNLINK', JOB .. id, EXTRA .. id)
+  leave_twin(id)
+  -- Foreign data where ends are told must not keep a job alive.
+  pcall(tell, queue, id, record, 'canceled', reason, now)
+  ended(id, 'gone')
 end
 
 local function claim_from(number, queue)
@@ -75,15 +93,23 @@ local function claim_from(number, queue)
   records = redis.call('MGET', unpack(records))
   for i, id in ipairs(ids) do
     local record = records[i]
-    local before = record and deliveries_before(id, record)
-    if not record or (limit > 0 and before >= limit) then
+    local before, death
+    if record then
+      before, death = deliveries_before(id, record)
+    end
+    if not record or death then
       redis.call('HDEL', OWNERS, id)
-      if record then
-        bury(queue, id, 'delivery-limit', now, keep)
+      if death == 'unwanted' then
+        end_unwanted(queue, id, record)
+        due = next_alarm()
+      elseif record then
+        bury(queue, id, death, now, keep)
         alarm_by(queue, now + retention + 1)
-        due = sooner(due, now + retention + 1)
+        due = next_alarm() -- also that of what its end means for others
       else
         redis.call('UNLINK', EXTRA .. id)
+        ended(id, 'gone')
+        leave_twin(id)
       end
     else
       delivered = delivered + 1
@@ -130,7 +156,8 @@ end
 
 for i = FIRST_QUEUE, #ARGV do
   local queue = ARGV[i]
-  local fine = credit <= 0 or claim_safely(i - FIRST_QUEUE + 1, queue)
+  local open = not pausing or redis.call('SISMEMBER', PAUSED, queue) == 0
+  local fine = open and (credit <= 0 or claim_safely(i - FIRST_QUEUE + 1, queue))
   if fine and redis.call('EXISTS', READY .. queue) == 1 then
     arm(queue)
     reply[1] = 1

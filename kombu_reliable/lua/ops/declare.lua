@@ -17,11 +17,10 @@ local queue, life, auto = ARGV[2], ARGV[3], ARGV[4]
 if not version then
   redis.call('HSET', META, 'v', LAYOUT)
 end
+redis.call('SADD', QUEUES, queue)
 if life == '0' and auto == '0' then
-  redis.call('SADD', QUEUES, queue)
   redis.call('DEL', LIFE .. queue, ATTENDANCE .. queue, BOUND .. queue)
 else
-  redis.call('SREM', QUEUES, queue)
   redis.call('HDEL', LIFE .. queue, 'gone', 'swept')
   redis.call('HSET', LIFE .. queue, 'life', life, 'auto', auto, 'used', (clock()))
   redis.call('PERSIST', LIFE .. queue)
@@ -34,4 +33,4 @@ local function size(key)
   return type(count) == 'number' and count or 0
 end
 
-return size(READY .. queue) + size(DELAYED .. queue)
+return size(READY .. queue) + size(DELAYED .. queue) + size(WAITING .. queue)

@@ -10,10 +10,11 @@
 -- @include wake
 -- @defer delaying: delay, due_at
 -- @defer storing: store_twin
-local meta = redis.call('HMGET', META, 'v', 'keeper')
+local meta = redis.call('HMGET', META, 'v', 'keeper', 'paused')
 if foreign(meta[1]) then
   return refuse(meta[1])
 end
+pausing = meta[3]
 local now, _, stamp = clock()
 local count = (#ARGV - 3) / 5
 local skip = remember(ARGV[2], ARGV[3], count)
@@ -37,7 +38,7 @@ for i = 1, count do
       delay(queue, id, due, now, meta[2])
     else
       redis.call('ZADD', READY .. queue, place(rank, sequence + i), id)
-      redis.call('ZADD', WAKE .. queue, 0, '1')
+      arm(queue)
     end
   end
   reply[i] = id

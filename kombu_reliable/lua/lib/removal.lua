@@ -1,0 +1,23 @@
+-- @include dependency
+-- @include disarm
+-- @include group
+-- @include twins
+-- @include whereabouts
+-- Takes a job out of the world, with everything that is its own.
+local function remove(id, job, now)
+  if job.state ~= 'nowhere' then
+    redis.call('ZREM', PLACES[job.state] .. job.queue, id)
+  end
+  if job.owner then
+    redis.call('HDEL', OWNERS, id)
+  end
+  if job.state == 'failed' then
+    leave_group(id)
+  elseif job.state == 'waiting' then
+    forsake(id)
+  end
+  redis.call('UNLINK', JOB .. id, EXTRA .. id)
+  leave_twin(id)
+  disarm(job.queue)
+  ended(id, 'gone', now)
+end

@@ -1,0 +1,21 @@
+-- Discard: deletes dead letters.
+--
+-- ARGV  now | '', group in which they were found ('' if by themselves), then the keys of the jobs
+-- Reply per job: done, unknown, its state if it is no dead letter.
+--       What is not done leaves the group that was named.
+-- Cost  O(log n) per job; at most 100 jobs a call
+-- @include acting
+-- @include removal
+local named = ARGV[2]
+
+return act(3, function(id, now)
+  local job = find(id)
+  if job and job.state == 'failed' then
+    remove(id, job, now)
+    return 'done'
+  end
+  if named ~= '' then
+    leave_named_group(id, named)
+  end
+  return job and job.state ~= 'nowhere' and job.state or 'unknown'
+end)

@@ -1,0 +1,51 @@
+-- Inspect: everything about jobs but their messages, which may be large.
+--
+-- ARGV  now | '', then the keys of the jobs
+-- Reply per job: its state, '' if there is none; then, if there is one:
+--       rank, time of publish, queue, score in its place, owner, deliveries that ended without
+--       an outcome, reason, failure, group, policy, history,
+--       how many jobs it waits for, how many of them follow, their keys,
+--       how many jobs wait for it, how many of them follow, their keys
+-- Cost  O(log n) per job; at most 100 jobs a call
+-- @include layout
+-- @include whereabouts
+local SHOWN = 100 -- keys of others; of a few jobs more than of many
+local version = redis.call('HGET', META, 'v')
+if foreign(version) then
+  return refuse(version)
+end
+local shown = math.max(1, math.floor(5 * SHOWN / math.max(5, #ARGV - 1)))
+local reply = {}
+
+local function add(...)
+  for i = 1, select('#', ...) do
+    reply[#reply + 1] = select(i, ...) or ''
+  end
+end
+
+local function add_others(count, list, key, ...)
+  local size = redis.pcall(count, key)
+  if type(size) ~= 'number' or size == 0 then
+    return add(0, 0)
+  end
+  local keys = redis.call(list, key, ...)
+  add(size, #keys, unpack(keys))
+end
+
+for i = 2, #ARGV do
+  local id = ARGV[i]
+  local job = find(id)
+  if not job or job.state == 'nowhere' then
+    add('')
+  else
+    local noted = redis.pcall('HMGET', EXTRA .. id, 'n', 'reason', 'failure', 'group', 'policy', 'h')
+    noted = noted.err and {} or noted
+    add(job.state, job.rank, job.published, job.queue, job.score, job.owner)
+    for field = 1, 6 do
+      add(noted[field])
+    end
+    add_others('SCARD', 'SRANDMEMBER', UNMET .. id, shown)
+    add_others('ZCARD', 'ZRANGE', DEPENDENTS .. id, 0, shown - 1)
+  end
+end
+return reply

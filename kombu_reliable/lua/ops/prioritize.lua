@@ -1,0 +1,33 @@
+-- Prioritize: gives jobs another rank.  Inside a rank they keep their order of arrival.
+--
+-- ARGV  now | '', rank (three digits), then the keys of the jobs
+-- Reply per job: done, unknown, leased (it stays as it is)
+-- Cost  O(log n) per job; at most 100 jobs a call
+-- @include acting
+-- @include owner
+-- @include place
+-- @include whereabouts
+local rank = ARGV[2]
+
+return act(3, function(id)
+  local job = find(id)
+  if not job or job.state == 'nowhere' then
+    return 'unknown'
+  end
+  if job.state == 'leased' then
+    return 'leased'
+  end
+  redis.call('SETRANGE', JOB .. id, 1, rank)
+  if job.state == 'ready' then
+    local at = place(rank, job.score - place(job.rank, 0))
+    redis.call('ZADD', READY .. job.queue, at, id)
+    if job.owner then
+      -- If its owner comes back and loses it again, this is its place.
+      local token, worker = string.match(job.owner, '^([^;]*;)[^;]*(;.*)$')
+      if token then
+        redis.call('HSET', OWNERS, id, token .. string.format('%.0f', at) .. worker)
+      end
+    end
+  end
+  return 'done'
+end)

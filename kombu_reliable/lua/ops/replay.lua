@@ -1,0 +1,49 @@
+-- Replay: makes dead letters ready, with fresh deliveries.
+--
+-- ARGV  now | '', group in which they were found ('' if by themselves), then the keys of the jobs
+-- Reply per job: done, unknown, its state if it is no dead letter, no-queue (it was deleted).
+--       What is not done leaves the group that was named.
+-- Cost  O(log n) per job; at most 100 jobs a call
+-- @include acting
+-- @include group
+-- @include history
+-- @include place
+-- @include wake
+-- @include whereabouts
+local named = ARGV[2]
+
+local function replay(id, now)
+  local job = find(id)
+  if not job or job.state == 'nowhere' then
+    return 'unknown'
+  end
+  local queue = job.queue
+  if job.state ~= 'failed' then
+    return job.state
+  end
+  if redis.pcall('HGET', LIFE .. queue, 'gone') then
+    return 'no-queue' -- what is there is about to be deleted
+  end
+  redis.call('ZADD', READY .. queue, place(job.rank, redis.call('HINCRBY', META, 'seq', 1)), id)
+  redis.call('ZREM', DEAD .. queue, id)
+  leave_group(id)
+  -- What is known of its past stays: nothing of how it died.
+  local past = redis.pcall('HMGET', EXTRA .. id, 'p', 'h')
+  redis.call('UNLINK', EXTRA .. id)
+  for i, field in ipairs({'p', 'h'}) do
+    if past[i] then
+      redis.call('HSET', EXTRA .. id, field, past[i])
+    end
+  end
+  note(id, now, 'replayed')
+  arm(queue)
+  return 'done'
+end
+
+return act(3, function(id, now)
+  local status = replay(id, now)
+  if status ~= 'done' and named ~= '' then
+    leave_named_group(id, named)
+  end
+  return status
+end)

@@ -1,0 +1,36 @@
+-- Reschedule: gives jobs another due time.  One that is past means at once.
+--
+-- ARGV  now | '', due time (ms since the epoch), then the keys of the jobs
+-- Reply per job: done, unknown, leased or failed (it stays as it is)
+-- Cost  O(log n) per job; at most 100 jobs a call
+-- @include acting
+-- @include disown
+-- @include due
+-- @include place
+-- @include whereabouts
+local due = tonumber(ARGV[2])
+
+return act(3, function(id, now, keeper)
+  local job = find(id)
+  if not job or job.state == 'nowhere' then
+    return 'unknown'
+  end
+  local queue = job.queue
+  if job.state == 'waiting' then
+    redis.call('ZADD', WAITING .. queue, math.max(due, now), id)
+  elseif job.state ~= 'ready' and job.state ~= 'delayed' then
+    return job.state
+  elseif due > now then
+    redis.call('ZADD', DELAYED .. queue, due, id)
+    if job.state == 'ready' then
+      redis.call('ZREM', READY .. queue, id)
+      disown(id, job, now)
+    end
+    expect(queue, due, now, keeper)
+  elseif job.state == 'delayed' then
+    redis.call('ZADD', READY .. queue, place(job.rank, redis.call('HINCRBY', META, 'seq', 1)), id)
+    redis.call('ZREM', DELAYED .. queue, id)
+    arm(queue)
+  end
+  return 'done'
+end)

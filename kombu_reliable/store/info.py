@@ -1,0 +1,193 @@
+"""What the store tells about a job, read from the reply of ``lua/ops/inspect.lua``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, get_args
+
+from kombu_reliable.envelope import unpack_id
+
+__all__ = ('STATES', 'Event', 'Failure', 'Group', 'JobInfo', 'JobState', 'read_jobs')
+
+JobState = Literal['delayed', 'waiting', 'ready', 'leased', 'failed']
+STATES: tuple[JobState, ...] = get_args(JobState)
+
+
+class Group(NamedTuple):
+    """Dead letters that died of the same: usually those of one task.
+
+    Args:
+        name: as the worker gave it; the reason of death if there was no worker to give one.
+        count: how many there are.
+        last: when the last one died, ms since the epoch.
+    """
+
+    name: str
+    count: int  # type: ignore[assignment]
+    last: int
+
+
+class Event(NamedTuple):
+    """Something that happened to a job off the happy path.
+
+    Args:
+        at: when, ms since the epoch.
+        event: ``requeued``, ``released``, ``lost``, ``moved``, ``replayed``, ``retried``,
+            ``failed`` ...
+        detail: who, where or why; may be empty.
+    """
+
+    at: int
+    event: str
+    detail: str = ''
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """How a job came to be a dead letter.
+
+    Args:
+        reason: ``delivery-limit``, ``rejected``, ``lost``, ``dependency`` ...
+        type: name of the exception, ``''`` if there was none.
+        message: what it said.
+        traceback: as text, cut to a few kB.
+        group: see :class:`Group`.
+        at: when it died, ms since the epoch.
+    """
+
+    reason: str
+    type: str = ''
+    message: str = ''
+    traceback: str = ''
+    group: str = ''
+    at: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class JobInfo:
+    """A job as it was when it was looked at.
+
+    Times are milliseconds since the epoch, by the server's clock.
+
+    Args:
+        key: its own name; two jobs with the same id have different ones.
+        id: Celery's task id.
+        queue: where it is.
+        state: ``delayed``, ``waiting`` (for other jobs), ``ready``, ``leased`` or ``failed``.
+        priority: 0-255, as its publisher gave it.
+        published_at: when this run of it was published.
+        due: not started before; None if it may start at once.
+        deliveries: how often this run was handed to a worker, including now.
+        worker: name of the claiming process's poller; None if nobody holds it.
+        lease_expires_at: None unless it is leased.
+        failure: None unless it is a dead letter.
+        depends_on: ids of jobs that it waits for, the first hundred.
+        dependencies: how many it waits for.
+        dependents: ids of jobs that wait for it, the first hundred.
+        dependent_count: how many wait for it.
+        policy: what becomes of it if a dependency fails: ``wait``, ``fail`` or ``ignore``;
+            ``''`` if it has none.
+        history: what happened to it, the oldest first: the first event and the last nineteen.
+        envelope: the message; :func:`kombu_reliable.open_job` opens it.
+    """
+
+    key: str
+    id: str
+    queue: str
+    state: JobState
+    priority: int
+    published_at: int
+    due: int | None = None
+    deliveries: int = 0
+    worker: str | None = None
+    lease_expires_at: int | None = None
+    failure: Failure | None = None
+    depends_on: tuple[str, ...] = ()
+    dependencies: int = 0
+    dependents: tuple[str, ...] = ()
+    dependent_count: int = 0
+    policy: str = ''
+    history: tuple[Event, ...] = ()
+    envelope: bytes = b''
+
+
+def read_jobs(
+    reply: Sequence[Any], keys: Sequence[str], envelopes: Sequence[bytes | None]
+) -> list[JobInfo | None]:
+    """Reads the reply of ``inspect``; None for what is no job, or none any more.
+
+    Args:
+        reply: what the script answered.
+        keys: the jobs that it was asked for.
+        envelopes: their messages; None for one that ended meanwhile.
+    """
+    fields = iter(reply)
+    found = [_read_job(key, fields) for key in keys]
+    return [
+        None if envelope is None or make is None else make(envelope)
+        for make, envelope in zip(found, envelopes, strict=True)
+    ]
+
+
+def _read_job(key: str, fields: Iterator[Any]) -> Any:
+    state = _text(next(fields))
+    if not state:
+        return None
+    rank, published, queue, score, owner, lost = (_text(next(fields)) for _ in range(6))
+    reason, failure, group, policy, history = (_text(next(fields)) for _ in range(5))
+    dependencies, depends_on = int(next(fields)), _ids(fields)
+    dependent_count, dependents = int(next(fields)), _ids(fields)
+    at = int(float(score or 0))
+
+    def make(envelope: bytes) -> JobInfo:
+        return JobInfo(
+            key=key,
+            id=unpack_id(key),
+            queue=queue,
+            state=state,  # type: ignore[arg-type]
+            priority=int(rank),
+            published_at=int(published),
+            due=at if state in ('delayed', 'waiting') else None,
+            deliveries=int(lost or 0) + bool(owner),
+            worker=owner.rpartition(';')[2] or None,
+            lease_expires_at=at if state == 'leased' else None,
+            failure=_failure(reason, failure, group, at) if state == 'failed' else None,
+            depends_on=depends_on,
+            dependencies=dependencies,
+            dependents=dependents,
+            dependent_count=dependent_count,
+            policy=policy,
+            history=tuple(_events(history)),
+            envelope=envelope,
+        )
+
+    return make
+
+
+def _text(field: bytes | int | None) -> str:
+    return field.decode(errors='replace') if isinstance(field, bytes) else str(field or '')
+
+
+def _ids(fields: Iterator[Any]) -> tuple[str, ...]:
+    return tuple(unpack_id(_text(next(fields))) for _ in range(int(next(fields))))
+
+
+def _failure(reason: str, text: str, group: str, at: int) -> Failure:
+    try:
+        told = json.loads(text) if text else {}
+    except ValueError:
+        told = {}
+    told = told if isinstance(told, dict) else {}
+    names = ('type', 'message', 'traceback')
+    said = {name: str(told[name]) for name in names if told.get(name) is not None}
+    return Failure(reason, group=group or reason, at=at, **said)
+
+
+def _events(history: str) -> Iterator[Event]:
+    for line in history.split('\n'):
+        at, _, rest = line.partition(' ')
+        event, _, detail = rest.partition(' ')
+        if at.isdigit():
+            yield Event(int(at), event, detail)
