@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from kombu_reliable.errors import (
         AccessRefused,
         ConnectionLost,
+        DependencyCycle,
         EmbeddedServerError,
         Fenced,
         HasDependents,
@@ -46,6 +47,7 @@ __version__ = '0.1.0'
 _HOME = {
     'AccessRefused': 'errors',
     'ConnectionLost': 'errors',
+    'DependencyCycle': 'errors',
     'EmbeddedServerError': 'errors',
     'Fenced': 'errors',
     'HasDependents': 'errors',
@@ -83,6 +85,7 @@ __all__ = (
     'TOKEN_HEADER',
     'AccessRefused',
     'ConnectionLost',
+    'DependencyCycle',
     'EmbeddedServerError',
     'Event',
     'Failure',

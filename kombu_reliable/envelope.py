@@ -7,12 +7,11 @@ dictionary.  The dictionaries are part of the data layout: never change one, add
 from __future__ import annotations
 
 import binascii
-import uuid
 import zlib
-from base64 import urlsafe_b64decode, urlsafe_b64encode
+from base64 import urlsafe_b64decode
 from typing import Any
 
-from kombu.utils.json import dumps, loads
+from kombu.utils.json import JSONEncoder, loads
 
 from kombu_reliable.errors import ReliableError
 
@@ -36,6 +35,15 @@ _DICTIONARY = (
     b'[[], {}, {"callbacks": null, "errbacks": null, "chain": null, "chord": null}]'
 )
 
+#: Has read the dictionary; what seals a message is a copy of it.  It is small, because copying and
+#: clearing what zlib takes by default would cost more than packing a message.
+_READY = zlib.compressobj(6, zlib.DEFLATED, -12, 5, zlib.Z_DEFAULT_STRATEGY, _DICTIONARY)
+
+_URL_SAFE = bytes.maketrans(b'+/', b'-_')
+
+#: Encodes as kombu does; made once.
+_to_json = JSONEncoder(separators=(',', ':')).encode
+
 
 class CorruptEnvelope(ReliableError, ValueError):
     """A record that this package did not write, or that was damaged."""
@@ -53,8 +61,8 @@ def pack_id(identity: str) -> str:
             packed = binascii.unhexlify(identity.replace('-', ''))
         except ValueError:
             return f'={identity}'
-        if len(packed) == 16 and str(uuid.UUID(bytes=packed)) == identity:
-            return urlsafe_b64encode(packed)[:22].decode()
+        if len(packed) == 16 and _uuid_text(packed) == identity:
+            return binascii.b2a_base64(packed, newline=False)[:22].translate(_URL_SAFE).decode()
     return f'={identity}'
 
 
@@ -73,7 +81,12 @@ def unpack_id(key: str) -> str:
         packed = urlsafe_b64decode(f'{key}==') if len(key) == 22 else b''
     except ValueError:
         packed = b''
-    return str(uuid.UUID(bytes=packed)) if len(packed) == 16 else key
+    return _uuid_text(packed) if len(packed) == 16 else key
+
+
+def _uuid_text(packed: bytes) -> str:
+    digits = packed.hex()
+    return '-'.join((digits[:8], digits[8:12], digits[12:16], digits[16:20], digits[20:]))
 
 
 def seal(head: Any, body: bytes) -> bytes:
@@ -83,10 +96,10 @@ def seal(head: Any, body: bytes) -> bytes:
         head: whatever JSON, as kombu extends it, can say.
         body: the body as kombu serialized it.
     """
-    text = dumps(head, separators=(',', ':')).encode()
+    text = _to_json(head).encode()
     if len(body) > _DEFLATE_UP_TO:
         return b'%b%d %d\n%b%b' % (_PLAIN, len(text), len(body), text, body)
-    deflate = zlib.compressobj(6, zlib.DEFLATED, _WINDOW, 8, zlib.Z_DEFAULT_STRATEGY, _DICTIONARY)
+    deflate = _READY.copy()
     return _DEFLATED + deflate.compress(text + b'\n' + body) + deflate.flush()
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 __all__ = (
     'AccessRefused',
     'ConnectionLost',
+    'DependencyCycle',
     'EmbeddedServerError',
     'Fenced',
     'HasDependents',
@@ -41,7 +42,12 @@ class InvalidOption(ReliableError, ValueError):
 
 
 class InvalidMessage(ReliableError, ValueError):
-    """A message that cannot be published: its priority, eta or delay makes no sense."""
+    """A message that cannot be published: its priority, eta, delay or what it
+    depends on makes no sense."""
+
+
+class DependencyCycle(ReliableError, ValueError):
+    """A job would wait for itself, directly or by way of others.  Nothing was stored."""
 
 
 class LayoutError(ReliableError):

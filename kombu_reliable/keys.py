@@ -27,6 +27,12 @@ FAMILIES: dict[str, str] = {
     'DELAYED': 'd:',
     'LEASED': 'l:',
     'DEAD': 'f:',
+    'WAITING': 'wt:',
+    'DEPENDENTS': 'dep:',
+    'UNMET': 'up:',
+    'WANTED': 'deps',
+    'RELEASES': 'rel',
+    'EXPECTED': 'exp',
     'OWNERS': 'own',
     'ALARMS': 'alarm',
     'FENCED': 'fenced',
@@ -39,9 +45,6 @@ FAMILIES: dict[str, str] = {
     'LIFE': 'q:',
     'ATTENDANCE': 'qc:',
     'BOUND': 'qb:',
-    'WAITING': 'wt:',
-    'DEPENDENTS': 'dep:',
-    'UNMET': 'up:',
     'TWINS': 'same:',
     'PAUSED': 'paused',
     'NOTICED': 'noticed',
@@ -95,6 +98,18 @@ class Keys:
         return self._key('FENCED')
 
     @property
+    def wanted(self) -> str:
+        return self._key('WANTED')
+
+    @property
+    def releases(self) -> str:
+        return self._key('RELEASES')
+
+    @property
+    def expected(self) -> str:
+        return self._key('EXPECTED')
+
+    @property
     def producers(self) -> str:
         return self._key('PRODUCERS')
 
@@ -119,6 +134,15 @@ class Keys:
 
     def dead(self, queue: str) -> str:
         return self._key('DEAD', queue)
+
+    def waiting(self, queue: str) -> str:
+        return self._key('WAITING', queue)
+
+    def dependents(self, job: str) -> str:
+        return self._key('DEPENDENTS', job)
+
+    def unmet(self, job: str) -> str:
+        return self._key('UNMET', job)
 
     def wake(self, queue: str) -> str:
         return self._key('WAKE', queue)
@@ -158,6 +182,3 @@ class Keys:
     @property
     def groups(self) -> str:
         return self._key('GROUPS')
-
-    def waiting(self, queue: str) -> str:
-        return self._key('WAITING', queue)

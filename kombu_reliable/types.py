@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from enum import IntEnum, StrEnum
+from typing import Any
 
 __all__ = (
     'Broadcast',
     'Claimed',
     'Delivery',
+    'Dependencies',
     'Outgoing',
+    'Policy',
     'QueueCounts',
     'Settlement',
     'Status',
@@ -48,6 +51,41 @@ class Status(IntEnum):
     FENCED = -1
 
 
+class Policy(IntEnum):
+    """What becomes of a job when something fails that it depends on."""
+
+    #: It waits: what failed may be replayed.
+    WAIT = 0
+    #: It fails as well.
+    FAIL = 1
+    #: It runs all the same.
+    IGNORE = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Dependencies:
+    """What a job waits for.
+
+    Args:
+        on: keys of jobs, each once.
+        policy: what to do when one of them fails.
+        within: for each of ``on``, the milliseconds within which it is sure to be published; 0 for
+            one that should be there by now, and counts as done if it is not.  Empty: all 0.
+    """
+
+    on: tuple[str, ...]
+    policy: Policy = Policy.WAIT
+    within: tuple[int, ...] = ()
+
+    @property
+    def features(self) -> dict[str, Any]:
+        """As the scripts read them."""
+        found: dict[str, Any] = {'on': self.on, 'policy': self.policy}
+        if any(self.within):
+            found['within'] = self.within
+        return found
+
+
 @dataclass(frozen=True, slots=True)
 class Outgoing:
     """A message on its way in.
@@ -59,6 +97,7 @@ class Outgoing:
         due: ``'0'`` at once, ``'+<ms>'`` from the server's now, ``'<ms>'`` since the epoch.
         envelope: what :func:`kombu_reliable.envelope.seal` made.
         run: token and key of the delivery whose next run this is, if it is one.
+        depends: what it waits for, if it does.
     """
 
     id: str
@@ -67,11 +106,17 @@ class Outgoing:
     due: str
     envelope: bytes
     run: tuple[str, str] | None = None
+    depends: Dependencies | None = None
 
     @property
     def features(self) -> str:
         """What only some messages have, as the JSON that the script reads; ``''`` for none."""
-        return '' if self.run is None else json.dumps({'run': self.run})
+        found: dict[str, Any] = {}
+        if self.run is not None:
+            found['run'] = self.run
+        if self.depends is not None:
+            found['depends'] = self.depends.features
+        return json.dumps(found) if found else ''
 
 
 @dataclass(frozen=True, slots=True)

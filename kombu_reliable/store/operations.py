@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
 from kombu_reliable.keys import Keys
 from kombu_reliable.options import Options
 from kombu_reliable.scripts import Call, script
-from kombu_reliable.types import Broadcast, Claimed, Delivery, Outgoing, Settlement, Status
+from kombu_reliable.types import (
+    Broadcast,
+    Claimed,
+    Delivery,
+    Dependencies,
+    Outgoing,
+    Settlement,
+    Status,
+)
 from kombu_reliable.wire import Argument
 
 __all__ = (
     'CLAIM_LIMIT',
+    'CYCLE',
+    'EDGE_LIMIT',
     'PUBLISH_LIMIT',
     'REFUSED',
     'RENEW_LIMIT',
@@ -25,12 +36,15 @@ T = TypeVar('T')
 
 # What one call may carry; together with the cost of a step this keeps it under 5 ms.
 PUBLISH_LIMIT = 200
+EDGE_LIMIT = 500
 CLAIM_LIMIT = 100
 SETTLE_LIMIT = 300
 RENEW_LIMIT = 300
 
 #: What publish answers for a next run that is not its owner's any more.
 REFUSED = '!'
+#: ... and for a job that would wait for itself.
+CYCLE = '!cycle'
 
 # How a record begins, see lua/lib/record.lua.
 _QUEUE_LENGTH = slice(17, 21)
@@ -108,9 +122,9 @@ class Operations:
         return self._call(name, decode, *args)
 
     def publish(self, lane: str, first: int, messages: Sequence[Outgoing]) -> Call[tuple[str, ...]]:
-        """Stores messages; the value is the key of each, ``''`` if it was stored before and
-        :data:`REFUSED` if it was refused."""
-        featured = any(one.run for one in messages)
+        """Stores messages; the value is the key of each, ``''`` if it was stored before,
+        :data:`REFUSED` or :data:`CYCLE` if it was refused."""
+        featured = any(one.run or one.depends for one in messages)
         args: list[Argument] = [lane, first]
         for one in messages:
             args += [one.id, one.queue, f'{one.rank:03}', one.due, _tail(one)]
@@ -171,6 +185,26 @@ class Operations:
     def purge(self, queue: str) -> Call[int]:
         """Deletes a bounded number of waiting jobs; 0 when none is left."""
         return self._call('purge', int, queue)
+
+    # -- dependencies ------------------------------------------------------------
+
+    def depend(self, job: str, on: Dependencies, *, last: bool = False) -> Call[int]:
+        """Makes a job that waits already wait for more, at most :data:`EDGE_LIMIT` a call; the
+        value is 1, 0 if the job does not wait, and -1 if it would wait for itself.
+
+        Args:
+            job: its key, or the mark under which its publish goes on.
+            on: what else it waits for.
+            last: that was the last part of such a publish.
+        """
+        return self._call('depend', int, job, json.dumps(on.features), int(last))
+
+    def undepend(self, job: str, on: Sequence[str]) -> Call[int]:
+        """Makes a job wait no more for the keys given, at most :data:`EDGE_LIMIT` a call; the value
+        is the number of those that it waited for."""
+        return self._call('undepend', int, job, *on)
+
+    # -- fanout ------------------------------------------------------------------
 
     def fanout(self, lane: str, number: int, one: Broadcast) -> Call[bool]:
         """Appends to the exchange's stream; False if nobody listens."""

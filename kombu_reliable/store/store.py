@@ -8,16 +8,16 @@ from typing import Any, TypeVar
 
 import redis
 import redis.exceptions
-from redis.connection import AbstractConnection
 
 from kombu_reliable.errors import LayoutError
 from kombu_reliable.keys import LAYOUT, Keys
 from kombu_reliable.scripts import Call, all_scripts, translate
 from kombu_reliable.store.connections import Connections
+from kombu_reliable.store.dependencies import Edges
 from kombu_reliable.store.jobs import Jobs
 from kombu_reliable.store.operations import Operations, message_of
 from kombu_reliable.types import QueueCounts
-from kombu_reliable.wire import pack
+from kombu_reliable.wire import exchange, pack
 
 __all__ = ('Store',)
 
@@ -41,6 +41,7 @@ class Store:
         self._connections = Connections(client.connection_pool)
         self.operations = operations
         self.keys = operations.keys
+        self.edges = Edges(self)
 
     @cached_property
     def jobs(self) -> Jobs:
@@ -95,9 +96,8 @@ class Store:
     def _send(self, calls: Sequence[Call[T]]) -> list[Any]:
         connection = self._connections.take()
         try:
-            packed = b''.join(pack(call.command()) for call in calls)
-            connection.send_packed_command([packed], check_health=False)
-            replies = [_read(connection) for _ in calls]
+            packed = b''.join([pack(call.command()) for call in calls])
+            replies = exchange(connection, packed, len(calls))
         except BaseException:
             self._connections.give_back_broken(connection)
             raise
@@ -269,11 +269,3 @@ def _spots(keys: Keys, queue: str) -> tuple[str, ...]:
         keys.ready(queue), keys.delayed(queue), keys.leased(queue), keys.dead(queue),
         keys.waiting(queue),
     )  # fmt: skip
-
-
-def _read(connection: AbstractConnection) -> Any:
-    """An error reply is one of several: the others must be read as well."""
-    try:
-        return connection.read_response()
-    except redis.exceptions.ResponseError as error:
-        return error

@@ -13,7 +13,7 @@ import redis.exceptions
 from redis.connection import AbstractConnection
 
 from kombu_reliable.errors import ConnectionLost
-from kombu_reliable.wire import Argument, pack
+from kombu_reliable.wire import CHUNK, NOTHING, Argument, Replies, pack, receive
 
 __all__ = ('LOST', 'REFUSALS', 'Line', 'Request', 'ServerLine', 'SimulatedLine', 'must_answer')
 
@@ -78,7 +78,10 @@ class ServerLine:
     def __init__(self, connection: AbstractConnection) -> None:
         self._connection = connection
         self._fd: int = connection._sock.fileno()  # type: ignore[attr-defined]
+        #: TLS may have read more from the descriptor than it was asked for.
+        self._encrypted = hasattr(connection._sock, 'pending')
         self._unanswered: deque[Request] = deque()
+        self._replies = Replies()
         self._closed = False
         #: Called once, while the descriptor is still open: an event loop must let go of it
         #: before its number can be given to somebody else.
@@ -98,32 +101,57 @@ class ServerLine:
         for request in requests:
             request.sent_at = now
         self._unanswered.extend(requests)
-        packed = b''.join(pack(request.command) for request in requests)
+        packed = b''.join([pack(request.command) for request in requests])
         self._connection.send_packed_command([packed], check_health=False)
 
     def receive(self) -> None:
-        # Readable without a question asked: the server has hung up, and reading says so.
-        # Closed by its own handler: asking redis-py once more would connect anew.
-        while not self._closed and self._connection.can_read(timeout=0):
-            self._receive_one()
+        # Closed by the handler of a reply: what else has come is nobody's any more.
+        while not self._closed:
+            data = self._arrived(0.0)
+            self._replies.feed(data)
+            self._handle()
+            if len(data) < CHUNK and not self._encrypted:
+                break
 
     def receive_all(self, timeout: float) -> None:
         deadline = time.monotonic() + timeout
         while self._unanswered:
             if self._closed:
                 raise ConnectionLost('the connection is closed')
-            if not self._connection.can_read(timeout=max(0.0, deadline - time.monotonic())):
+            data = self._arrived(max(0.0, deadline - time.monotonic()))
+            if not data:
                 raise ConnectionLost(f'no reply within {timeout:g} s')
-            self._receive_one()
+            self._replies.feed(data)
+            self._handle()
 
-    def _receive_one(self) -> None:
+    def _arrived(self, timeout: float) -> bytes:
+        """What arrives within ``timeout`` seconds; nothing if there is nothing."""
+        sock: Any = self._connection._sock
+        usual = sock.gettimeout()
+        sock.settimeout(timeout)
         try:
-            reply = self._connection.read_response()
-        except redis.exceptions.ResponseError as error:
-            reply = error
-        if not self._unanswered:
-            raise ConnectionLost('the server spoke without being asked')
-        self._unanswered.popleft().accept(reply)
+            return receive(sock)
+        except redis.exceptions.TimeoutError:
+            return b''
+        except redis.exceptions.ConnectionError:
+            # Also without a question asked: the server has hung up, and reading says so.
+            self._on_disconnect()
+            raise
+        finally:
+            if not self._closed:
+                sock.settimeout(usual)
+
+    def _handle(self) -> None:
+        while not self._closed:
+            reply = self._replies.take()
+            if reply is NOTHING:
+                return
+            if isinstance(reply, redis.exceptions.ConnectionError):
+                self._on_disconnect()
+                raise reply
+            if not self._unanswered:
+                raise ConnectionLost('the server spoke without being asked')
+            self._unanswered.popleft().accept(reply)
 
     def fileno(self) -> int | None:
         return self._fd

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 from typing import Any
 
@@ -11,6 +11,7 @@ from kombu_reliable.envelope import CorruptEnvelope, pack_id, seal, unseal
 from kombu_reliable.errors import InvalidMessage
 from kombu_reliable.options import Options
 from kombu_reliable.store.info import JobInfo
+from kombu_reliable.transport.dependencies import take_dependencies
 from kombu_reliable.types import Delivery, Outgoing
 
 __all__ = ('NONCE', 'TOKEN_HEADER', 'envelope', 'open_envelope', 'open_job', 'outgoing', 'payload')
@@ -27,10 +28,10 @@ LONGEST_QUEUE_NAME = 9_999
 
 #: Headers that speak to the transport or to one run: they end here, or a retry, which copies
 #: the headers of its run, would wait or count again.
-_CONSUMED = frozenset({'x-delay', 'x-delivery-count', TOKEN_HEADER})
+_CONSUMED = ('x-delay', 'x-delivery-count', TOKEN_HEADER)
 
 #: Properties that kombu sets anew at each end.
-_TRANSIENT = frozenset({'delivery_tag', 'body_encoding', 'delivery_info', NONCE})
+_TRANSIENT = ('delivery_tag', 'body_encoding', 'delivery_info', NONCE)
 
 
 def outgoing(
@@ -39,7 +40,8 @@ def outgoing(
     """Prepares a message for one queue.
 
     Raises:
-        InvalidMessage: its id, queue, priority, eta or ``x-delay`` makes no sense.
+        InvalidMessage: its id, queue, priority, eta, ``x-delay`` or what it depends on makes no
+            sense.
     """
     headers = dict(message['headers'])
     identity = _identity(headers)
@@ -59,6 +61,7 @@ def outgoing(
         queue=queue,
         rank=options.rank(_priority(message['properties'].get('priority'))),
         due=_take_due(headers),
+        depends=take_dependencies(headers, job),
         envelope=envelope(message, headers, queue, exchange, routing_key),
     )
 
@@ -137,19 +140,23 @@ def envelope(
     routing_key: str,
 ) -> bytes:
     """Packs a message; where it was sent is left out if its queue says it."""
-    properties = {
-        name: value for name, value in message['properties'].items() if name not in _TRANSIENT
-    }
     head = [
         message['content-type'],
         message['content-encoding'],
-        {name: value for name, value in headers.items() if name not in _CONSUMED},
-        properties,
+        _without(headers, _CONSUMED),
+        _without(message['properties'], _TRANSIENT),
     ]
     if exchange or routing_key != queue:
         head.append([exchange, routing_key])
     body = message['body']
     return seal(head, body if isinstance(body, bytes) else str(body).encode())
+
+
+def _without(fields: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
+    rest = dict(fields)
+    for name in names:
+        rest.pop(name, None)
+    return rest
 
 
 def open_envelope(sealed: bytes, queue: str, tag: str, deliveries: int) -> dict[str, Any]:

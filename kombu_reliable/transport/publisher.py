@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 from kombu_reliable.errors import Fenced
 from kombu_reliable.scripts import Call
 from kombu_reliable.store import Operations, Store
-from kombu_reliable.store.operations import PUBLISH_LIMIT, REFUSED
+from kombu_reliable.store.dependencies import calls_for_parts, cycle, in_parts
+from kombu_reliable.store.operations import CYCLE, EDGE_LIMIT, PUBLISH_LIMIT, REFUSED
 from kombu_reliable.transport.lanes import Nonce, abandon_lane, next_nonce
 from kombu_reliable.transport.line import LOST
 from kombu_reliable.transport.messages import NONCE
@@ -40,6 +41,7 @@ def publish(store: Store, memory: MutableMapping[str, Any], items: Sequence[Item
         items: what to send.
 
     Raises:
+        DependencyCycle: a job would wait for itself.
         Fenced: a next run was refused, because its job was taken from its owner.
         ServerFull: the server has no memory left.
     """
@@ -59,6 +61,8 @@ def publish(store: Store, memory: MutableMapping[str, Any], items: Sequence[Item
             raise Fenced(
                 'the next run of a job was refused: its lease was lost, another worker has it'
             )
+        if reply == -1 or (isinstance(reply, tuple) and CYCLE in reply):
+            raise cycle()
 
 
 def _calls(operations: Operations, nonce: Nonce, items: Sequence[Item]) -> Iterator[Call[Any]]:
@@ -73,16 +77,34 @@ def _calls(operations: Operations, nonce: Nonce, items: Sequence[Item]) -> Itera
             at += 1
         else:
             messages = _leading_messages(items[at : at + PUBLISH_LIMIT])
-            yield operations.publish(lane, nonce.first + at, messages)
-            at += len(messages)
+            if not messages:
+                yield from _calls_for_many_edges(operations, lane, nonce.first + at, item)
+            else:
+                yield operations.publish(lane, nonce.first + at, messages)
+            at += len(messages) or 1
         number += 1
 
 
+def _calls_for_many_edges(
+    operations: Operations, lane: str, number: int, message: Outgoing
+) -> Iterator[Call[Any]]:
+    mark = f'!{lane}.{number}'
+    message, parts = in_parts(message, mark)
+    yield operations.publish(lane, number, [message])
+    yield from calls_for_parts(operations, mark, parts)
+
+
 def _leading_messages(items: Sequence[Item]) -> list[Outgoing]:
+    """Those that one call may carry; none if not even the first fits into one."""
     messages: list[Outgoing] = []
+    edges = 0
     for item in items:
         if isinstance(item, Broadcast):
             break
+        if item.depends is not None:
+            edges += len(item.depends.on)
+            if edges > EDGE_LIMIT:
+                break
         messages.append(item)
     return messages
 

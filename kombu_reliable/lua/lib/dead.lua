@@ -1,3 +1,4 @@
+-- @include dependency
 -- @include ends
 -- @include group
 -- @include history
@@ -12,6 +13,7 @@ local function forget_dead(queue, ids)
   end
   if #ids > 0 then
     redis.call('HINCRBY', META, 'trimmed', #ids)
+    all_ended(ids, 'gone')
   end
 end
 
@@ -43,6 +45,7 @@ local function bury(queue, id, detail, now, keep)
     -- Foreign data where ends are told must not undo a death.
     pcall(tell, queue, id, record, 'failed', reason, now)
   end
+  ended(id, 'failed')
   local excess = redis.call('ZCARD', DEAD .. queue) - keep
   if excess > 0 then
     forget_dead(queue, redis.call('ZRANGE', DEAD .. queue, 0, math.min(excess, 10) - 1))

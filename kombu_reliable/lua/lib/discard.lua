@@ -1,3 +1,4 @@
+-- @include dependency
 -- @include twins
 -- Deletes what waits in a queue.  Its functions are made when they are needed: making them
 -- would cost each claim, which hardly ever does.
@@ -16,7 +17,16 @@ local function discarding()
       redis.call('UNLINK', JOB .. id, EXTRA .. id)
       leave_twin(id)
     end
-    return #ids
+    all_ended(ids, 'gone')
+    return #ids, ids
+  end
+
+  local function discard_waiting(queue)
+    local deleted, ids = discard(WAITING .. queue)
+    for _, id in ipairs(ids or {}) do
+      dependencies().forsake(id)
+    end
+    return deleted
   end
 
   -- One step; returns how many it deleted, 0 when nothing waits in the queue any more.
@@ -24,6 +34,9 @@ local function discarding()
     local deleted = discard(READY .. queue)
     if deleted == 0 then
       deleted = discard(DELAYED .. queue)
+    end
+    if deleted == 0 then
+      deleted = discard_waiting(queue)
     end
     if deleted == 0 then
       redis.call('DEL', WAKE .. queue)

@@ -3,13 +3,14 @@
 -- were not used for long have the lowest ones, and are dropped.
 local LANES = 4096
 
--- Remembers the publishes `first` to `last` of a lane; returns how many of them it had made
--- before.  This write may grow, so a full server refuses here, before anything is stored.
-local function remember(lane, first, last)
+-- Remembers `count` publishes of a lane from number `first` on; returns how many of them it had
+-- made before.  This write may grow, so a full server refuses here, before anything is stored.
+local function remember(lane, first, count)
   -- Only a batch can be known in part.
-  local before = first ~= last and redis.call('ZSCORE', PRODUCERS, lane)
+  local before = count > 1 and redis.call('ZSCORE', PRODUCERS, lane)
+  local last = first + count - 1
   if redis.call('ZADD', PRODUCERS, 'GT', 'CH', last, lane) == 0 then
-    return last - first + 1
+    return count
   end
   if last % 64 == 0 then
     redis.call('ZREMRANGEBYRANK', PRODUCERS, 0, -LANES - 1)

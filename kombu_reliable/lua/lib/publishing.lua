@@ -2,8 +2,8 @@
 -- @include layout
 -- @include nonce
 -- @include place
--- @include alarm
--- @include wake
+-- @include delaying
+-- @include storing
 -- Stores messages, ready or delayed, each at most once.
 --
 -- ARGV  now | '' , lane, number of the first message in its lane,
@@ -14,13 +14,6 @@
 -- Reply one string per message: the key it is stored under ('' if it was stored before).
 --       Of a single message it comes without an array around it, which would cost as much as
 --       storing the message.
-local function due_at(due, now)
-  if string.sub(due, 1, 1) == '+' then
-    return now + tonumber(due)
-  end
-  return tonumber(due)
-end
-
 local function publish(stride, store)
   local version, keeper, paused = unpack(redis.call('HMGET', META, 'v', 'keeper', 'paused'))
   if foreign(version) then
@@ -28,9 +21,8 @@ local function publish(stride, store)
   end
   pausing = paused
   local now, _, stamp = clock()
-  local first = tonumber(ARGV[3])
   local count = (#ARGV - 3) / stride
-  local skip = remember(ARGV[2], first, first + count - 1)
+  local skip = remember(ARGV[2], ARGV[3], count)
   local reply = {}
   for i = 1, skip do
     reply[i] = ''
@@ -46,12 +38,7 @@ local function publish(stride, store)
       local id, stored = store(at, sequence + i, rank .. stamp .. ARGV[at + 4])
       reply[i] = id
       if stored and due > now then
-        redis.call('ZADD', DELAYED .. queue, due, id)
-        alarm_by(queue, due)
-        local watched = keeper and tonumber(string.match(keeper, ';([^;]*);'))
-        if not watched or due < watched or watched < now then
-          arm(queue)
-        end
+        delay(queue, id, due, now, keeper)
       elseif stored then
         redis.call('ZADD', READY .. queue, place(rank, sequence + i), id)
         arm(queue)
@@ -64,14 +51,9 @@ local function publish(stride, store)
   return reply
 end
 
--- Stores a record under an id.  If another job lives there, this one is independent of it, under
--- a key of its own; no id of a user's begins like that.
 local function store_new(id, number, record)
   if not redis.call('SET', JOB .. id, '-' .. record, 'NX') then
-    local twin = string.format('~%.0f~', number) .. id
-    redis.call('SET', JOB .. twin, '-' .. record)
-    redis.call('SADD', TWINS .. id, twin)
-    return twin, true
+    id = store_twin(id, number, record)
   end
   return id, true
 end

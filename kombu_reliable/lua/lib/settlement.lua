@@ -1,5 +1,6 @@
 -- @include alarm
 -- @include dead
+-- @include dependency
 -- @include history
 -- @include run
 -- @include twins
@@ -51,7 +52,8 @@ local function settle(first, last, now, retention, keep, reply)
   if last < first then
     return
   end
-  local ids, doomed, queues, fenced = {}, {}, {}, 0
+  local gone = {}
+  local ids, done, doomed, queues, fenced = {}, {}, {}, {}, 0
   for i = first, last, SETTLEMENT do
     ids[#ids + 1] = ARGV[i + 2]
   end
@@ -72,6 +74,11 @@ local function settle(first, last, now, retention, keep, reply)
       queues[queue] = queues[queue] or {}
       table.insert(queues[queue], id)
       if FORGOTTEN[verdict] then
+        if verdict == 'ack' then
+          done[#done + 1] = id
+        elseif verdict == 'cancel' then
+          gone[#gone + 1] = id
+        end
         doomed[#doomed + 1] = JOB .. id
         doomed[#doomed + 1] = EXTRA .. id
         leave_twin(id)
@@ -96,6 +103,8 @@ local function settle(first, last, now, retention, keep, reply)
   end
   if #doomed > 0 then
     redis.call('UNLINK', unpack(doomed))
+    all_ended(done, 'ok')
+    all_ended(gone, 'gone')
   end
   for _, other in ipairs(others) do
     local verdict, queue, id, at, detail = other[1], other[2], other[3], other[4], other[5]

@@ -5,6 +5,7 @@
 -- @include owner
 -- @include place
 -- @include record
+-- @include releasing
 -- @include wake
 -- What time does to a queue: delayed jobs become ready, expired leases are taken back,
 -- old dead letters go, some queues come to the end of their life.  Every step is bounded; what
@@ -92,10 +93,11 @@ end
 
 -- Does the upkeep of the queues whose alarm is due, and returns the time of the next alarm.
 -- A queue that cannot be read is left alone for a while; the error is returned.
-local function serve_alarms(now, hold, retention)
+local function serve_alarms(now, hold, retention, keep)
   local problem
   for _, queue in ipairs(redis.call('ZRANGEBYSCORE', ALARMS, '-inf', now, 'LIMIT', 0, 8)) do
-    local fine, error = pcall(upkeep, queue, now, hold, retention)
+    local serve = queue == '' and releasing or upkeep
+    local fine, error = pcall(serve, queue, now, hold, retention, keep)
     if not fine then
       problem = error
       redis.call('ZADD', ALARMS, now + LOOK_AGAIN, queue)

@@ -38,7 +38,7 @@ local hold = hear(now, tonumber(meta[2]), tonumber(meta[3]), lease)
 local due = next_alarm()
 local problem
 if due and due <= now then
-  due, problem = serve_alarms(now, hold, retention)
+  due, problem = serve_alarms(now, hold, retention, keep)
 end
 
 local delivered = 0
@@ -89,10 +89,11 @@ local function claim_from(number, queue)
       if record then
         bury(queue, id, death, now, keep)
         alarm_by(queue, now + retention + 1)
-        due = sooner(due, now + retention + 1)
+        due = next_alarm() -- also that of what its end means for others
       else
         redis.call('UNLINK', EXTRA .. id)
         leave_twin(id)
+        ended(id, 'gone')
       end
     else
       delivered = delivered + 1

@@ -33,4 +33,4 @@ local function size(key)
   return type(count) == 'number' and count or 0
 end
 
-return size(READY .. queue) + size(DELAYED .. queue)
+return size(READY .. queue) + size(DELAYED .. queue) + size(WAITING .. queue)

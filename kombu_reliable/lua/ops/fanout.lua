@@ -17,7 +17,7 @@ if redis.call('ZCOUNT', LISTENERS .. exchange, (clock()), '+inf') == 0 then
   return 0
 end
 enter_full_server() -- remote control helps; a stream is capped
-if remember(lane, number, number) == 0 then
+if remember(lane, number, 1) == 0 then
   redis.call('XADD', FANOUT .. exchange, 'MAXLEN', '~', ARGV[7], '*', 'k', ARGV[5], 'm', ARGV[6])
   redis.call('PEXPIRE', FANOUT .. exchange, ARGV[8])
 end

@@ -4,10 +4,14 @@
 -- ARGV  as in lib/publishing.lua, and per message its features: '' or a JSON object
 --       run  [token, key]: published by the owner of this delivery, whose next run it is.
 --            Ends the delivery in the same step; refused if it was taken from its owner.
--- Reply as in lib/publishing.lua; '!' for a message that was refused
--- Cost  O(log n) per message; at most 200 messages a call
+--       depends  what it waits for, see lib/dependency.lua
+-- Reply as in lib/publishing.lua; '!' for a message that was refused, '!cycle' for one that
+--       would wait for itself
+-- Cost  O(log n) per message and dependency; at most 200 messages and 500 dependencies a call
 -- @include history
 -- @include publishing
+-- @include cycle
+-- @include dependency
 -- @include record
 -- @include run
 local FEATURES = 5
@@ -36,9 +40,8 @@ local function end_run(token, key)
   return true
 end
 
-return publish(6, function(at, number, record)
-  local features = ARGV[at + FEATURES]
-  local run = features ~= '' and cjson.decode(features).run
+-- Stores the record; whether it did.
+local function store(at, number, record, run)
   if run and not succeeded[run[1]] then
     if end_run(run[1], run[2]) then
       succeeded[run[1]] = true
@@ -49,4 +52,28 @@ return publish(6, function(at, number, record)
     end
   end
   return store_new(ARGV[at], number, record)
+end
+
+-- Whether a job has to wait for others; then it has its place among those that do.
+local function waits(id, at, number, record, depends)
+  local queue, now = ARGV[at + 1], tonumber(string.sub(record, 4, 16))
+  if not dependencies().depend(id, queue, depends, number, now) then
+    return false
+  end
+  redis.call('ZADD', WAITING .. queue, math.max(now, due_at(ARGV[at + 3], now)), id)
+  return true
+end
+
+return publish(6, function(at, number, record)
+  local features = ARGV[at + FEATURES]
+  features = features ~= '' and cjson.decode(features) or {}
+  local run, depends = features.run, features.depends
+  if depends and closes_cycle(run and run[2] or ARGV[at], depends.on) then
+    return '!cycle', false
+  end
+  local id, stored = store(at, number, record, run)
+  if stored and depends and waits(id, at, number, record, depends) then
+    stored = false
+  end
+  return id, stored
 end)

@@ -1,4 +1,5 @@
--- Purge: deletes what waits in a queue, ready and delayed, in bounded steps.
+-- Purge: deletes what waits in a queue, ready, delayed or for others,
+-- in bounded steps.
 --
 -- ARGV  now | '', queue
 -- Reply number of jobs deleted; 0 when none is left

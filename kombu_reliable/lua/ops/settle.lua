@@ -8,13 +8,18 @@
 -- @include clock
 -- @include layout
 -- @include room
+-- @include releasing
 -- @include settlement
-local version
-version, pausing = unpack(redis.call('HMGET', META, 'v', 'paused'))
+local version, hold
+version, hold, pausing = unpack(redis.call('HMGET', META, 'v', 'hold', 'paused'))
 if foreign(version) then
   return refuse(version)
 end
 enter_full_server()
 local reply = {}
-settle(4, #ARGV, clock(), tonumber(ARGV[2]), tonumber(ARGV[3]), reply)
+local now, retention, keep = clock(), tonumber(ARGV[2]), tonumber(ARGV[3])
+settle(4, #ARGV, now, retention, keep, reply)
+if stirred then
+  pcall(releasing, '', now, tonumber(hold or nil), retention, keep)
+end
 return reply
