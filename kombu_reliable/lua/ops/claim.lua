@@ -92,8 +92,8 @@ local function claim_from(number, queue)
         due = next_alarm() -- also that of what its end means for others
       else
         redis.call('UNLINK', EXTRA .. id)
-        ended(id, 'gone')
         leave_twin(id)
+        ended(id, 'gone')
       end
     else
       delivered = delivered + 1

@@ -11,7 +11,7 @@ local named = ARGV[2]
 return act(3, function(id, now)
   local job = find(id)
   if job and job.state == 'failed' then
-    remove(id, job, now)
+    remove(id, job)
     return 'done'
   end
   if named ~= '' then
