@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -544,7 +545,7 @@ def test_a_job_cannot_wait_for_itself(graph: Graph) -> None:
 
 def test_a_long_way_round_is_a_cycle_as_well(graph: Graph) -> None:
     ids = [f'{number:02}' for number in range(50)]
-    for one, other in zip(ids, ids[1:], strict=False):
+    for one, other in itertools.pairwise(ids):
         graph.add(one, other, within=HOUR)
     assert graph.add(ids[-1], ids[0]) == CYCLE
     with pytest.raises(DependencyCycle):
