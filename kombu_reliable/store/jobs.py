@@ -89,7 +89,7 @@ class Jobs:
     # -- acting on jobs ----------------------------------------------------------
 
     def cancel(
-        self, target: Target, reason: str = '', *, cascade: bool = False
+        self, target: Target, reason: str = '', *, cascade: bool = False, spare: bool = False
     ) -> Literal['gone', 'requested', 'unknown']:
         """Ends all jobs under an id that have not ended; or one job.
 
@@ -97,6 +97,8 @@ class Jobs:
             target: a task id, or a job.
             reason: told to those who wait for its result.
             cascade: also if other jobs wait for it: they fail, or run if they do not mind.
+            spare: a job that somebody holds is left to him, and he may settle it; but if he
+                gives it back, loses it, or publishes its next run, it ends.
 
         Returns:
             ``'gone'``: none of them will ever start.  ``'requested'``: somebody holds one; it
@@ -110,7 +112,7 @@ class Jobs:
         jobs = [target.key] if isinstance(target, JobInfo) else self._keys_of(target)
         statuses: set[str] = set()
         for step in _steps(jobs):
-            statuses.update(self._run(self.operations.cancel(step, reason, cascade)))
+            statuses.update(self._run(self.operations.cancel(step, reason, cascade, spare)))
         if 'dependents' in statuses:
             raise HasDependents(
                 f'other jobs wait for {name(target)} and would fail with it; '

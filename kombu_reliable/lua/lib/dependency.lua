@@ -22,6 +22,7 @@ local function make_dependencies()
   local FAIL, IGNORE, AWAITED = 1, 2, 3 -- AWAITED: the score of '', see `await`
   local ARRIVALS = 35184372088832 -- a number of arrival as a fraction of this is exact
   local INLINE = 500 -- edges that a call undoes by itself
+  local TWINS_SEEN = 1000
   local LONGEST = 276 -- bytes of a record with a queue's name of 255
   local undone = 0
 
@@ -82,13 +83,13 @@ local function make_dependencies()
   end
 
   -- A job's own edges, once it does not wait any more.
-  local function forsake(id)
+  local function stop_waiting(id)
     undone = undone + redis.call('SCARD', UNMET .. id)
     if undone > INLINE then
       later('undo', set_aside(UNMET, id), id)
       return
     end
-    for _, dependency in ipairs(redis.call('SMEMBERS', UNMET .. id)) do
+    for _, dependency in ipairs(redis.call('SRANDMEMBER', UNMET .. id, INLINE)) do
       drop_edge(dependency, id)
     end
     redis.call('UNLINK', UNMET .. id)
@@ -120,34 +121,99 @@ local function make_dependencies()
       and type(redis.pcall('ZSCORE', DEAD .. queue, key)) == 'string'
   end
 
+  -- The newest of the live jobs under the id of another one; nil if there is none.
+  local function newest_twin(key)
+    local twins = redis.pcall('SRANDMEMBER', TWINS .. key, TWINS_SEEN)
+    local newest, highest = nil, -1
+    for _, twin in ipairs(twins) do
+      local number = tonumber(string.match(twin, '^~(%d+)~') or nil)
+      if number and number > highest and redis.call('EXISTS', JOB .. twin) == 1 then
+        newest, highest = twin, number
+      end
+    end
+    return newest
+  end
+
+  -- Whether a key's job has made room for others, one of which will have its id.
+  local function is_awaited(key)
+    return redis.call('ZSCORE', DEPENDENTS .. key, '')
+  end
+
   -- 'live', 'dead', or nil for what is not there, finished or still to come.
   local function state_of(key)
     local head, queue = look_up(key)
+    local awaited = not head and is_awaited(key)
+    if awaited then
+      key = newest_twin(key) or key
+      head, queue = look_up(key)
+    end
     if head then
       return is_dead(key, head, queue) and 'dead' or 'live'
     end
-    return redis.call('ZSCORE', DEPENDENTS .. key, '') and 'live' or nil
+    return awaited and 'live' or nil
   end
 
-  -- A key whose job has made room for others, which will publish it again: whoever comes to
-  -- depend on it before that waits.
+  -- Who depends on an id means the newest job that has it.
+  local function meant_by(key)
+    return is_awaited(key) and key or newest_twin(key) or key
+  end
+
+  -- Those who wait for a key whose job makes room for others wait for them, also those who come
+  -- to depend on it before it is published again.  It may have been, and have ended.
   local function await(key, until_)
+    local heir = redis.pcall('HGET', EXTRA .. key, 'heir')
+    if type(heir) == 'string' then
+      tell_dependents(key, heir)
+      return
+    end
     redis.call('ZADD', DEPENDENTS .. key, AWAITED, '')
     redis.call('SADD', WANTED, key)
     expect(key, '', until_)
   end
 
+  -- The end of a further job under an id is that of the first, if this one made room for it, or is
+  -- about to say so.
+  local function tell_of_twin(twin, outcome)
+    local key = string.match(twin, '^~%d+~(.*)$')
+    if not key or redis.call('SISMEMBER', WANTED, key) == 0 then
+      return
+    end
+    if is_awaited(key) then
+      tell_dependents(key, outcome)
+    elseif outcome ~= 'failed' and redis.call('EXISTS', JOB .. key) == 1 then
+      redis.pcall('HSET', EXTRA .. key, 'heir', outcome)
+      mark_extra(key)
+    end
+  end
+
+  -- Whether what was announced may not have been published yet.  It is while one of those
+  -- lives that come before it.
+  local function is_to_come(before)
+    for _, key in ipairs(before or {}) do
+      if state_of(key) then
+        return true
+      end
+    end
+    return not before or #before == 0
+  end
+
   -- Enters a job as the dependent of others.
-  --   wanted   {on = keys, policy = number, within = ms for each key that is still to come, or 0}
+  --   wanted   {on = keys, policy = number, within = ms for each key that is still to come, or 0,
+  --            after = for each key those of which one lives until it is published}
   --   arrival  its number of arrival
   -- Returns whether there is anything to wait for.
   local function depend(id, queue, wanted, arrival, now)
     local unmet, wakes = {}, false
-    for i, key in ipairs(wanted.on) do
-      local policy = string.sub(key, 1, 1) == '!' and FAIL or wanted.policy
+    for i, named in ipairs(wanted.on) do
+      local policy = string.sub(named, 1, 1) == '!' and FAIL or wanted.policy
       local within = wanted.within and wanted.within[i] or 0
+      local key = meant_by(named)
       local state = state_of(key)
-      if state == 'live' or (state == 'dead' and policy ~= IGNORE) or (not state and within > 0) then
+      local holds = within > 0 and is_to_come(wanted.after and wanted.after[i])
+      if state then
+        holds = state == 'live' or policy ~= IGNORE
+      end
+      if holds then
         unmet[#unmet + 1] = key
         redis.call('ZADD', DEPENDENTS .. key,
           string.format('%.17g', policy + arrival / ARRIVALS), id)
@@ -204,11 +270,11 @@ local function make_dependencies()
     end
   end
 
-  return {
-    arm_for = arm_for, await = await, depend = depend, drop_edge = drop_edge,
-    edge_is_gone = edge_is_gone, forsake = forsake, look_up = look_up, meet = meet, start = start,
-    state_of = state_of, tell_dependents = tell_dependents,
-  }
+  local all = {await = await, depend = depend, drop_edge = drop_edge, look_up = look_up, meet = meet}
+  all.arm_for, all.edge_is_gone, all.state_of = arm_for, edge_is_gone, state_of
+  all.stop_waiting, all.tell_dependents = stop_waiting, tell_dependents
+  all.tell_of_twin = tell_of_twin
+  return all
 end
 
 local made_dependencies
@@ -218,13 +284,8 @@ local function dependencies()
   return made_dependencies
 end
 
--- To be called for every job that ends, and is not about to come again.
-local function ended(id, outcome)
-  if redis.call('SISMEMBER', WANTED, id) == 1 then
-    dependencies().tell_dependents(id, outcome)
-  end
-end
-
+-- To be called for the jobs that end and are not about to come again.  The outcome is 'ok',
+-- 'failed' (a dead letter, which may be replayed) or 'gone'.
 local function all_ended(ids, outcome)
   if #ids == 0 or redis.call('EXISTS', WANTED) == 0 then
     return
@@ -232,6 +293,17 @@ local function all_ended(ids, outcome)
   for i, wanted in ipairs(redis.call('SMISMEMBER', WANTED, unpack(ids))) do
     if wanted == 1 then
       dependencies().tell_dependents(ids[i], outcome)
+    elseif string.byte(ids[i]) == 126 then
+      dependencies().tell_of_twin(ids[i], outcome)
     end
   end
+end
+
+local function ended(id, outcome)
+  all_ended({id}, outcome)
+end
+
+-- To be called for a waiting job that ends.
+local function forsake(id)
+  dependencies().stop_waiting(id)
 end

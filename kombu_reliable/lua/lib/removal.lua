@@ -19,6 +19,6 @@ local function remove(id, job)
   disarm(job.queue)
   ended(id, 'gone')
   if job.state == 'waiting' then
-    dependencies().forsake(id)
+    forsake(id)
   end
 end

@@ -17,7 +17,6 @@
 -- Its status: 1 settled, or its next run was published before; 0 nobody holds it;
 -- -1 it was taken from its owner.  Acks, which are nearly all, are removed together.
 local SETTLEMENT = 5
-local FORGOTTEN = {ack = true, replace = true, cancel = true}
 
 local function unlease(queue, ids)
   local removed = redis.pcall('ZREM', LEASED .. queue, unpack(ids))
@@ -52,8 +51,8 @@ local function settle(first, last, now, retention, keep, reply)
   if last < first then
     return
   end
-  local gone = {}
-  local ids, done, doomed, queues, fenced = {}, {}, {}, {}, 0
+  local ids, doomed, queues, fenced = {}, {}, {}, 0
+  local forgotten = {ack = {}, cancel = {}, replace = {}}
   for i = first, last, SETTLEMENT do
     ids[#ids + 1] = ARGV[i + 2]
   end
@@ -73,12 +72,8 @@ local function settle(first, last, now, retention, keep, reply)
       ended[id] = true
       queues[queue] = queues[queue] or {}
       table.insert(queues[queue], id)
-      if FORGOTTEN[verdict] then
-        if verdict == 'ack' then
-          done[#done + 1] = id
-        elseif verdict == 'cancel' then
-          gone[#gone + 1] = id
-        end
+      if forgotten[verdict] then
+        table.insert(forgotten[verdict], id)
         doomed[#doomed + 1] = JOB .. id
         doomed[#doomed + 1] = EXTRA .. id
         leave_twin(id)
@@ -102,9 +97,12 @@ local function settle(first, last, now, retention, keep, reply)
     end
   end
   if #doomed > 0 then
+    for _, id in ipairs(forgotten.replace) do
+      dependencies().await(id, now + retention)
+    end
     redis.call('UNLINK', unpack(doomed))
-    all_ended(done, 'ok')
-    all_ended(gone, 'gone')
+    all_ended(forgotten.ack, 'ok')
+    all_ended(forgotten.cancel, 'gone')
   end
   for _, other in ipairs(others) do
     local verdict, queue, id, at, detail = other[1], other[2], other[3], other[4], other[5]
