@@ -29,6 +29,9 @@ app.conf.update(
     broker_transport_options=json.loads(os.environ.get('BENCH_OPTIONS', '{}')),
 )
 
+if os.environ.get('BENCH_EXTENSION'):
+    importlib.import_module('celery_ext').install(app)
+
 
 @cache
 def _socket() -> socket.socket:

@@ -31,6 +31,8 @@ class Contender:
     on_redis: bool = True
     #: A module whose import registers the transport.
     module: str | None = None
+    #: Whether its app has celery_ext installed.
+    extension: bool = False
 
     def connection(self) -> Connection:
         if self.module:

@@ -111,8 +111,16 @@ class RunningWorker:
 
     def cpu(self) -> float:
         """CPU seconds of the main process, without those of the pool."""
-        times = psutil.Process(self.process.pid).cpu_times()
-        return float(times.user + times.system)
+        return _cpu(psutil.Process(self.process.pid))
+
+    def pool_cpu(self) -> float:
+        """CPU seconds of the processes of its pool."""
+        return sum(map(_cpu, psutil.Process(self.process.pid).children()))
+
+
+def _cpu(process: psutil.Process) -> float:
+    times = process.cpu_times()
+    return float(times.user + times.system)
 
 
 class Wire:
@@ -193,6 +201,7 @@ class Bench:
             'BENCH_BROKER': contender.url,
             'BENCH_OPTIONS': json.dumps(contender.options),
             'BENCH_MODULE': contender.module or '',
+            'BENCH_EXTENSION': '1' if contender.extension else '',
             'BENCH_INBOX': inbox.path if inbox else '',
         }
 

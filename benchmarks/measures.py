@@ -74,6 +74,7 @@ class _Moment:
     at: float
     left: int
     worker: float
+    pool: float
     server: float
 
 
@@ -106,7 +107,8 @@ def drain(bench: Bench, contender: Contender, sizes: Sizes, profile: Path | None
         worker = RunningWorker(bench, contender, *QUIET, profile=profile)
 
         def look() -> _Moment:
-            return _Moment(time.perf_counter(), size(), worker.cpu(), bench.server_cpu(client))
+            at, left, server = time.perf_counter(), size(), bench.server_cpu(client)
+            return _Moment(at, left, worker.cpu(), worker.pool_cpu(), server)
 
         with worker:
             try:
@@ -120,6 +122,7 @@ def drain(bench: Bench, contender: Contender, sizes: Sizes, profile: Path | None
     figures = {
         'drain_rate': done / (end.at - begin.at),
         'main_cpu': 1e6 * (end.worker - begin.worker) / done,
+        'pool_cpu': 1e6 * (end.pool - begin.pool) / done,
     }
     if contender.on_redis:
         draining = (end.server - begin.server) / done

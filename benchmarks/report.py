@@ -25,6 +25,7 @@ TITLES = {
     'lateness_p99': ('lateness of delayed, p99', 'ms'),
     'lateness_min': ('lateness of delayed, min', 'ms'),
     'main_cpu': ('main process CPU, drain', 'us/task'),
+    'pool_cpu': ('pool processes CPU, drain', 'us/task'),
     'publish_cpu': ('publisher CPU, delay()', 'us/task'),
     'single_cpu': ('publisher CPU, no Celery', 'us/msg'),
     'batch_cpu': ('publisher CPU, batch()', 'us/msg'),

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from kombu_reliable.registration import register
 
 if TYPE_CHECKING:
+    from kombu_reliable.envelope import pack_id
     from kombu_reliable.errors import (
         AccessRefused,
         ConnectionLost,
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from kombu_reliable.store import Store
     from kombu_reliable.store.info import Event, Failure, Group, JobInfo
     from kombu_reliable.transport import Transport
+    from kombu_reliable.transport.dependencies import take_dependencies
     from kombu_reliable.transport.keeper import finish_settling
     from kombu_reliable.transport.messages import TOKEN_HEADER, open_envelope, open_job
     from kombu_reliable.transport.transport import open_store
@@ -70,6 +72,8 @@ _HOME = {
     'Store': 'store',
     'open_job': 'transport.messages',
     'open_store': 'transport.transport',
+    'pack_id': 'envelope',
+    'take_dependencies': 'transport.dependencies',
     'finish_settling': 'transport.keeper',
     'set_hooks': 'hooks',
     'Options': 'options',
@@ -114,9 +118,11 @@ __all__ = (
     'open_envelope',
     'open_job',
     'open_store',
+    'pack_id',
     'parse_url',
     'register',
     'set_hooks',
+    'take_dependencies',
 )
 
 

@@ -66,6 +66,11 @@ def pack_id(identity: str) -> str:
     return f'={identity}'
 
 
+def _uuid_text(packed: bytes) -> str:
+    digits = packed.hex()
+    return '-'.join((digits[:8], digits[8:12], digits[12:16], digits[16:20], digits[20:]))
+
+
 def unpack_id(key: str) -> str:
     """The id behind the key of a job, also behind that of a further job under the same id.
 
@@ -82,11 +87,6 @@ def unpack_id(key: str) -> str:
     except ValueError:
         packed = b''
     return _uuid_text(packed) if len(packed) == 16 else key
-
-
-def _uuid_text(packed: bytes) -> str:
-    digits = packed.hex()
-    return '-'.join((digits[:8], digits[8:12], digits[12:16], digits[16:20], digits[20:]))
 
 
 def seal(head: Any, body: bytes) -> bytes:

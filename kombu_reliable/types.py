@@ -71,11 +71,14 @@ class Dependencies:
         policy: what to do when one of them fails.
         within: for each of ``on``, the milliseconds within which it is sure to be published; 0 for
             one that should be there by now, and counts as done if it is not.  Empty: all 0.
+        after: for each of ``on``, keys of jobs of which one lives until it is published.  If
+            none does, it has been published and has ended.  Empty: nothing is known.
     """
 
     on: tuple[str, ...]
     policy: Policy = Policy.WAIT
     within: tuple[int, ...] = ()
+    after: tuple[tuple[str, ...], ...] = ()
 
     @property
     def features(self) -> dict[str, Any]:
@@ -83,6 +86,8 @@ class Dependencies:
         found: dict[str, Any] = {'on': self.on, 'policy': self.policy}
         if any(self.within):
             found['within'] = self.within
+        if any(self.after):
+            found['after'] = self.after
         return found
 
 

@@ -32,7 +32,7 @@ def _parts(whole: Dependencies) -> Iterator[Dependencies]:
     step = EDGE_LIMIT - 1
     for at in range(0, len(whole.on), step):
         part = slice(at, at + step)
-        yield replace(whole, on=whole.on[part], within=whole.within[part])
+        yield replace(whole, on=whole.on[part], within=whole.within[part], after=whole.after[part])
 
 
 def in_parts(message: Outgoing, mark: str) -> tuple[Outgoing, list[Dependencies]]:
@@ -47,7 +47,8 @@ def in_parts(message: Outgoing, mark: str) -> tuple[Outgoing, list[Dependencies]
     assert message.depends is not None
     first, *others = _parts(message.depends)
     within = (*(first.within or (0,) * len(first.on)), PUBLISH_TIME)
-    first = replace(first, on=(*first.on, mark), within=within)
+    after = (*first.after, ()) if first.after else ()
+    first = replace(first, on=(*first.on, mark), within=within, after=after)
     return replace(message, depends=first), others
 
 

@@ -42,9 +42,11 @@ class JobOperations:
         """Everything about jobs but their messages; see :func:`.info.read_jobs`."""
         return self.operations.call('inspect', list, *jobs)
 
-    def cancel(self, jobs: Sequence[str], reason: str, cascade: bool) -> Call[tuple[str, ...]]:
+    def cancel(
+        self, jobs: Sequence[str], reason: str, cascade: bool, spare: bool = False
+    ) -> Call[tuple[str, ...]]:
         """Removes jobs that have not ended; ``gone`` or ``requested`` instead of ``done``."""
-        return self._act('cancel', jobs, reason, int(cascade))
+        return self._act('cancel', jobs, reason, int(cascade), int(spare))
 
     def move(self, jobs: Sequence[str], queue: str) -> Call[tuple[str, ...]]:
         """Puts jobs into another queue, in the state they are in."""

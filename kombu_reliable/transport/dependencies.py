@@ -12,7 +12,8 @@ from kombu_reliable.types import Dependencies, Policy
 
 __all__ = ('DEPENDS_ON', 'POLICY', 'take_dependencies')
 
-#: Ids of tasks, or ``{'id': ..., 'expected': <seconds>}`` for one that is still to come.
+#: Ids of tasks, or ``{'id': ..., 'expected': <seconds>}`` for one that is still to come.  It may
+#: have ``'after': [<id>, ...]``: unless one of these lives, it has come, and ended.
 DEPENDS_ON = 'x-depends-on'
 #: ``wait`` (the default), ``fail`` or ``ignore``.
 POLICY = 'x-dependency-policy'
@@ -34,12 +35,17 @@ def take_dependencies(headers: dict[str, Any], job: str) -> Dependencies | None:
     if not isinstance(wanted, list | tuple | set | frozenset):
         raise InvalidMessage(f'{DEPENDS_ON} {wanted!r} is no list of task ids')
     found: dict[str, int] = {}
+    before: dict[str, tuple[str, ...]] = {}
     for one in wanted:
-        key, within = _dependency(one)
+        key, within, after = _dependency(one)
         if key == job:
             raise InvalidMessage(f'{DEPENDS_ON} names the task itself: it would wait for ever')
         found[key] = max(within, found.get(key, 0))
-    return Dependencies(tuple(found), policy, tuple(found.values())) if found else None
+        before[key] = after
+    if not found:
+        return None
+    afters = tuple(before.values()) if any(before.values()) else ()
+    return Dependencies(tuple(found), policy, tuple(found.values()), afters)
 
 
 def _policy(name: Any) -> Policy:
@@ -52,23 +58,29 @@ def _policy(name: Any) -> Policy:
     raise InvalidMessage(f'{POLICY} {name!r} is none of {known}')
 
 
-def _dependency(one: Any) -> tuple[str, int]:
+def _dependency(one: Any) -> tuple[str, int, tuple[str, ...]]:
     within = 0
+    after: tuple[str, ...] = ()
     if isinstance(one, Mapping):
-        unknown = set(one) - {'id', 'expected'}
+        unknown = set(one) - {'id', 'expected', 'after'}
         if unknown or 'id' not in one:
             raise InvalidMessage(
                 f'{one!r} in {DEPENDS_ON} is no {{"id": ..., "expected": <seconds>}}'
             )
         within = _milliseconds(one.get('expected'))
+        after = tuple(_key(each) for each in one.get('after') or ())
         one = one['id']
+    return _key(one), within, after
+
+
+def _key(one: Any) -> str:
     if not isinstance(one, str) or not one:
         raise InvalidMessage(f'{one!r} in {DEPENDS_ON} is no id of a task')
     try:
         one.encode()
     except UnicodeEncodeError:
         raise InvalidMessage(f'half a character in an id in {DEPENDS_ON}') from None
-    return pack_id(one), within
+    return pack_id(one)
 
 
 def _milliseconds(seconds: Any) -> int:

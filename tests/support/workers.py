@@ -116,6 +116,7 @@ class Fleet:
         broker: broker URL; results go there as well unless ``backend`` says otherwise.
         options: transport options.
         config: further Celery settings.
+        module: the app that workers run; :mod:`tests.support.installed` has the extension.
     """
 
     def __init__(
@@ -125,12 +126,14 @@ class Fleet:
         options: dict[str, Any] | None = None,
         config: dict[str, Any] | None = None,
         backend: str | None = None,
+        module: str = 'tests.support.app',
     ) -> None:
         self.directory = directory
         self.broker = broker
         self.options = {'lease': 2, **(options or {})}
         self.config = config or {}
         self.backend = backend or broker
+        self.module = module
         self.ledger = Ledger(directory / 'ledger')
         self.workers: list[Worker] = []
         self.apps: list[Celery] = []
@@ -163,7 +166,7 @@ class Fleet:
         with log.open('wb') as output:
             process = subprocess.Popen(
                 [
-                    *program, '-A', 'tests.support.app', 'worker',
+                    *program, '-A', self.module, 'worker',
                     '-l', 'INFO', '-n', f'{name}@test', '-c', str(concurrency), '-P', pool,
                     *arguments,
                 ],

@@ -275,8 +275,20 @@ local function dependencies()
     return redis.call('EXISTS', unpack(twins)) > 0
   end
 
+  -- Whether what was announced may not have been published yet.  It is while one of those
+  -- lives that come before it.
+  local function is_to_come(before)
+    for _, key in ipairs(before or {}) do
+      if state_of(key) then
+        return true
+      end
+    end
+    return not before or #before == 0
+  end
+
   -- Enters a job as the dependent of others.
-  --   wanted   {on = keys, policy = number, within = ms for each key that is still to come, or 0}
+  --   wanted   {on = keys, policy = number, within = ms for each key that is still to come, or 0,
+  --            after = for each key those of which one lives until it is published}
   --   arrival  its number of arrival
   -- Returns whether there is anything to wait for.
   local function depend(id, queue, wanted, arrival, now)
@@ -289,7 +301,7 @@ local function dependencies()
         key = meant_by(key)
       end
       local state = state_of(key)
-      local holds = within > 0
+      local holds = within > 0 and is_to_come(wanted.after and wanted.after[i])
       if state then
         holds = state == 'live' or policy ~= IGNORE
       end

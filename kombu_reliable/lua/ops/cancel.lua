@@ -1,20 +1,33 @@
 -- Cancel: ends jobs that have not ended.  A job that somebody holds is taken from him: he can
 -- neither settle it nor publish its next run.
 --
--- ARGV  now | '', reason, 1 to end those that others wait for as well, then the keys of the jobs
+-- ARGV  now | '', reason, 1 to end those that others wait for as well, 1 to leave a job to who holds
+--       it, but never to deliver it again, then the keys of the jobs
 -- Reply per job: gone       it will never start
---                requested  somebody held it, and may have begun; it is taken from him and gone
+--                requested  somebody held it, and may have begun; it is taken from him and gone,
+--                           or will be if he gives it back, loses it, or runs it once more
 --                failed     it is a dead letter, and stays
 --                dependents others wait for one of these, so all stay
 --                unknown    there is no such job
 -- Cost  O(log n) per job; at most 100 jobs a call
 -- @include acting
 -- @include ends
+-- @include record
 -- @include removal
 -- @include run
-local reason, cascade = ARGV[2], ARGV[3] == '1'
-local FIRST = 4
+local reason, cascade, spare = ARGV[2], ARGV[3] == '1', ARGV[4] == '1'
+local FIRST = 5
 local LOOK = 100
+
+-- The claim that would deliver it again ends it.
+local function forbid(id)
+  mark_extra(id)
+  if type(redis.pcall('HSET', EXTRA .. id, 'unwanted', reason)) == 'table' then
+    redis.call('UNLINK', EXTRA .. id) -- foreign data
+    redis.call('HSET', EXTRA .. id, 'unwanted', reason)
+  end
+  return 'requested'
+end
 
 local function live(id)
   local job = find(id)
@@ -46,6 +59,9 @@ return act(FIRST, function(id, now)
   end
   if wanted then
     return 'dependents'
+  end
+  if spare and job.state == 'leased' then
+    return forbid(id)
   end
   local record = redis.call('GET', JOB .. id)
   if job.owner then

@@ -51,7 +51,7 @@ local function deliveries_before(id, record)
     return 0
   end
   local owner = redis.call('HGET', OWNERS, id)
-  local noted = redis.pcall('HMGET', EXTRA .. id, 'n', 'once')
+  local noted = redis.pcall('HMGET', EXTRA .. id, 'n', 'once', 'unwanted')
   if noted.err then
     redis.call('UNLINK', EXTRA .. id) -- foreign data
   end
@@ -61,10 +61,23 @@ local function deliveries_before(id, record)
     before = before + 1
     redis.call('HSET', EXTRA .. id, 'n', before)
   end
+  if noted[3] then
+    return before, 'unwanted'
+  end
   if noted[2] then
     return before, 'lost'
   end
   return before, limit > 0 and before >= limit and 'delivery-limit' or nil
+end
+
+-- Somebody has canceled it while it was held.
+local function end_unwanted(queue, id, record)
+  local reason = redis.call('HGET', EXTRA .. id, 'unwanted')
+  redis.call('UNLINK', JOB .. id, EXTRA .. id)
+  leave_twin(id)
+  -- Foreign data where ends are told must not keep a job alive.
+  pcall(tell, queue, id, record, 'canceled', reason, now)
+  ended(id, 'gone')
 end
 
 local function claim_from(number, queue)
@@ -86,14 +99,17 @@ local function claim_from(number, queue)
     end
     if not record or death then
       redis.call('HDEL', OWNERS, id)
-      if record then
+      if death == 'unwanted' then
+        end_unwanted(queue, id, record)
+        due = next_alarm()
+      elseif record then
         bury(queue, id, death, now, keep)
         alarm_by(queue, now + retention + 1)
         due = next_alarm() -- also that of what its end means for others
       else
         redis.call('UNLINK', EXTRA .. id)
-        leave_twin(id)
         ended(id, 'gone')
+        leave_twin(id)
       end
     else
       delivered = delivered + 1

@@ -30,11 +30,14 @@ local function end_run(token, key)
   if redis.call('ZREM', LEASED .. queue, key) == 0 then
     redis.call('ZREM', READY .. queue, key)
   end
-  local past, history = unpack(redis.call('HMGET', EXTRA .. key, 'p', 'h'))
+  local past, history, unwanted = unpack(redis.call('HMGET', EXTRA .. key, 'p', 'h', 'unwanted'))
   redis.call('UNLINK', EXTRA .. key)
   redis.call('HSET', EXTRA .. key, 'p', string.sub(token .. ';' .. (past or ''), 1, PAST_RUNS))
   if history then
     redis.call('HSET', EXTRA .. key, 'h', history)
+  end
+  if unwanted then
+    redis.call('HSET', EXTRA .. key, 'unwanted', unwanted)
   end
   note(key, clock(), 'retried')
   return true

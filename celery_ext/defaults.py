@@ -1,0 +1,85 @@
+"""Safe settings, where the user has said nothing.
+
+Celery acknowledges a task before it runs, and gives up one whose process died.  With leased
+delivery neither is needed, so both are turned round for apps that leave it open.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from celery import signals
+from celery.app.utils import Settings
+
+from celery_ext.broker import is_ours, warn_inert
+
+__all__ = ('SAFE', 'watch')
+
+logger = logging.getLogger('celery_ext')
+
+#: What is set where the user set nothing.
+SAFE = {'task_acks_late': True, 'task_reject_on_worker_lost': True}
+
+
+def watch(app: Any, chosen: dict[str, Any]) -> None:
+    """Sets the defaults as soon as the app's configuration is read, whenever that is.
+
+    Args:
+        app: the app.
+        chosen: gets what was set.
+    """
+    old: list[str] = []
+
+    def on_after_configure(**_: Any) -> None:
+        chosen.clear()
+        chosen.update(_apply(app))
+
+    def on_worker_setup(instance: Any, **_: Any) -> None:
+        if instance.app is app:
+            _announce(app, chosen, old)
+
+    app.on_after_configure.connect(on_after_configure, weak=False, dispatch_uid='celery_ext')
+    signals.celeryd_after_setup.connect(
+        on_worker_setup, weak=False, dispatch_uid=('celery_ext', id(app))
+    )
+    if app.configured:
+        old += _bound_tasks(app)
+        on_after_configure()
+
+
+def _apply(app: Any) -> dict[str, Any]:
+    """Puts the defaults beneath everything that the user has set, or sets later."""
+    if not is_ours(app):
+        return {}
+    conf = app.conf
+    # All but Celery's own defaults, and under all names that a setting can have.
+    given = Settings({}, conf.maps[:-1], conf._keys, conf.prefix)
+    chosen = {name: value for name, value in SAFE.items() if name not in given}
+    conf.maps[-1].update(chosen)
+    return chosen
+
+
+def _bound_tasks(app: Any) -> list[str]:
+    """Tasks that have read the configuration already: they cannot be told from those whose
+    authors have said the same."""
+    return sorted(
+        name
+        for name, task in app._tasks.items()
+        if task.__bound__ and not task.acks_late and not name.startswith('celery.')
+    )
+
+
+def _announce(app: Any, chosen: dict[str, Any], old: list[str]) -> None:
+    if not is_ours(app):
+        warn_inert(app, 'on a broker that is not kombu_reliable', 'install()')
+        return
+    if chosen:
+        text = ', '.join(f'{name} = {value}' for name, value in chosen.items())
+        logger.info('celery_ext sets what the configuration leaves open: %s', text)
+    if old and 'task_acks_late' in chosen:
+        logger.warning(
+            'celery_ext.install(app) was called after the tasks had read the configuration; '
+            'acknowledged early, and not protected once they have started: %s',
+            ', '.join(old),
+        )

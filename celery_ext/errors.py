@@ -1,0 +1,23 @@
+"""What celery_ext raises and warns of.  Each error says what to do; nothing was changed."""
+
+from __future__ import annotations
+
+from kombu_reliable import ReliableError
+
+__all__ = (
+    'ForeignBroker',
+    'InertWarning',
+    'InvalidDependency',
+)
+
+
+class ForeignBroker(ReliableError):
+    """What was asked for needs kombu_reliable, and the app's broker is another one."""
+
+
+class InvalidDependency(ReliableError, ValueError):
+    """Something in ``depends_on`` names no task, or the policy is unknown."""
+
+
+class InertWarning(UserWarning):
+    """An option of celery_ext does nothing here: the task runs eagerly, or on another broker."""

@@ -1,0 +1,148 @@
+"""The jobs of an app, by id and by state."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from celery_ext import control
+from celery_ext.job import Canceled, Job, State, task_id
+from kombu_reliable import JobInfo, UnknownJob, WrongState
+
+if TYPE_CHECKING:
+    from celery_ext.installation import Extension
+
+__all__ = ('PAGE', 'Jobs')
+
+#: How many jobs a listing returns unless it is told otherwise.
+PAGE = 100
+
+
+class Jobs:
+    """The tasks that have not ended, and those that have failed.
+
+    A job that has succeeded is gone.  Where an id is asked for, a result or a job serves as well.
+
+    Example:
+        >>> ext.jobs[result.id].state
+        'delayed'
+        >>> ext.jobs.cancel(result)
+        'gone'
+        >>> [job.task for job in ext.jobs.in_state('ready', queue='mail', limit=10)]
+        ['shop.mail.send']
+    """
+
+    def __init__(self, extension: Extension) -> None:
+        self._extension = extension
+
+    @property
+    def _store(self) -> Any:
+        return self._extension.store.jobs
+
+    def wrap(self, infos: Iterable[JobInfo]) -> list[Job]:
+        return [Job(self._extension, info) for info in infos]
+
+    def __getitem__(self, which: Any) -> Job:
+        """The newest job under an id.
+
+        Raises:
+            UnknownJob: there is none.
+        """
+        job = self.get(which)
+        if job is None:
+            raise UnknownJob(
+                f'no job lives under {task_id(which)!r}: it has succeeded, was cancelled, '
+                f'or there never was one'
+            )
+        return job
+
+    def __contains__(self, which: Any) -> bool:
+        return self.get(which) is not None
+
+    def get(self, which: Any) -> Job | None:
+        """The newest job under an id, or None."""
+        info = self._store.get(task_id(which))
+        return None if info is None else Job(self._extension, info)
+
+    def all(self, which: Any) -> list[Job]:
+        """All jobs under an id, the newest first: an id that is used twice is two jobs."""
+        return self.wrap(self._store.all(task_id(which)))
+
+    def in_state(
+        self, state: State, queue: str | None = None, offset: int = 0, limit: int = PAGE
+    ) -> list[Job]:
+        """A page of the jobs in a state.
+
+        Ready ones come in the order in which they will start, delayed and waiting ones by due
+        time, leased ones by the end of their lease, dead letters from the newest.
+
+        Args:
+            state: ``delayed``, ``waiting``, ``ready``, ``leased`` or ``failed``.
+            queue: only this queue; else all, one queue after the other.
+            offset: how many to pass over.
+            limit: how many to return at most.
+        """
+        if queue is not None:
+            return self.wrap(self._store.in_state(queue, state, offset, limit))
+        return self.wrap(self._pages(state, offset, limit))
+
+    def _pages(self, state: State, offset: int, limit: int) -> Iterator[JobInfo]:
+        for name in self._extension.queues.names():
+            held = getattr(self._store.counts(name), 'dead' if state == 'failed' else state)
+            if offset < held and limit > 0:
+                page = self._store.in_state(name, state, offset, limit)
+                limit -= len(page)
+                yield from page
+            offset = max(0, offset - held)
+
+    def failed(
+        self, queue: str | None = None, group: str | None = None, offset: int = 0, limit: int = PAGE
+    ) -> list[Job]:
+        """A page of the dead letters, the newest first; see also ``ext.dead``."""
+        return self.wrap(self._store.failed(queue, group, offset, limit))
+
+    def cancel(
+        self, which: Any, terminate: bool = False, *, cascade: bool = False, signal: str = 'TERM'
+    ) -> Canceled:
+        """Ends all jobs under an id.
+
+        Args:
+            which: an id, a result or a job.
+            terminate: also end the process that runs it, with ``signal``.
+            cascade: also if others wait for it: they fail, unless their policy is ``ignore``.
+            signal: for ``terminate``.
+
+        Returns:
+            ``'gone'``: it will never start.  ``'requested'``: a worker had it.  If it has not
+            begun it will not; if it runs it goes on unless ``terminate`` was asked for, but
+            what comes of it does not count any more.  ``'unknown'``: there was nothing.
+
+        Raises:
+            HasDependents: others wait for it, and ``cascade`` was not asked for.
+            WrongState: it is a dead letter; discard it instead.
+        """
+        name = task_id(which)
+        answer: Canceled = self._store.cancel(
+            name, 'terminated' if terminate else 'canceled', cascade=cascade
+        )
+        if answer == 'requested':
+            control.broadcast_revoke(self._extension.app, name, terminate, signal)
+        return answer
+
+    def revoke(self, ids: Iterable[str], terminate: bool = False) -> None:
+        """Removes what is queued under some ids, for Celery's ``revoke``: it asks nobody who
+        waits, knows no error for what is gone, and lets run what runs, unless ``terminate``.
+        """
+        reason = 'terminated' if terminate else 'revoked'
+        for name in ids:
+            with contextlib.suppress(WrongState):  # a dead letter runs no more, and stays
+                self._store.cancel(name, reason, cascade=True, spare=not terminate)
+
+    def retry(self, which: Any) -> Job:
+        """Lets a dead letter run once more; see :meth:`Job.retry`."""
+        name = task_id(which)
+        self._store.replay(name)
+        return self[name]
+
+    replay = retry

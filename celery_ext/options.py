@@ -1,0 +1,146 @@
+"""The options of one call: ``apply_async(depends_on=..., dependency_policy=...)``.
+
+They become headers of the message, which any producer could set by hand.  All of Celery's ways to
+publish a task end in ``app.send_task``, so that is where it is done: ``delay``, ``apply_async``,
+signatures, all canvas, callbacks, and custom task classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from functools import wraps
+from typing import Any
+
+from celery.app.task import Task
+from celery.canvas import Signature, _chain, _chord, group
+
+from celery_ext.broker import require, warn_inert
+from celery_ext.dependencies import normalize, normalize_policy
+
+__all__ = ('DEPENDS_ON', 'OPTIONS', 'POLICY', 'connect', 'watch_app')
+
+#: The headers, as the transport knows them.
+DEPENDS_ON = 'x-depends-on'
+POLICY = 'x-dependency-policy'
+
+#: The names of our options.
+OPTIONS = ('depends_on', 'dependency_policy')
+
+#: Where a task's options hold further signatures.
+_NESTED = ('chain', 'chord', 'link', 'link_error')
+
+
+def watch_app(app: Any) -> None:
+    """Makes what this app publishes carry our headers; idempotent."""
+    send_task = app.send_task
+    if getattr(send_task, 'translates_options', False):
+        return
+
+    @wraps(send_task)
+    def send(name: str, args: Any = None, kwargs: Any = None, *rest: Any, **options: Any) -> Any:
+        if 'depends_on' in options or 'dependency_policy' in options:
+            _translate(app, name, options)
+        for field in _NESTED:
+            if options.get(field):
+                _prepare_nested(options[field], options)
+        if name.startswith('celery.') and args:
+            # Celery's own tasks carry signatures as arguments.
+            _prepare_nested(args, options)
+        return send_task(name, args, kwargs, *rest, **options)
+
+    send.translates_options = True  # type: ignore[attr-defined]
+    app.send_task = send
+
+
+def _translate(app: Any, name: str, options: dict[str, Any]) -> None:
+    """Moves our options to the headers."""
+    wanted = normalize(options.pop('depends_on', None))
+    policy = options.pop('dependency_policy', None)
+    if policy is not None:
+        policy = normalize_policy(policy)
+    if not wanted:
+        return
+    producer = options.get('producer') or options.get('publisher')
+    connection = getattr(producer, 'connection', None) or options.get('connection')
+    require(app, f'depends_on of task {name}', connection)
+    headers = dict(options.get('headers') or {})
+    headers[DEPENDS_ON] = wanted
+    if policy is not None:
+        headers[POLICY] = policy
+    options['headers'] = headers
+
+
+def _prepare_nested(nested: Any, options: Mapping[str, Any]) -> None:
+    """What is published later travels as text: results become ids.
+
+    The body of a chord gets the options of the chord, as its header does.  What the header has
+    waited for is done when the body is published, and need not be expected once more.
+    """
+    done = {
+        one if isinstance(one, str) else one['id']
+        for one in (options.get('headers') or {}).get(DEPENDS_ON, ())
+    }
+    for signature in _signatures(nested):
+        own = signature['options']
+        if own.get('depends_on'):
+            own['depends_on'] = [
+                one
+                for one in normalize(own['depends_on'])
+                if (one if isinstance(one, str) else one['id']) not in done
+            ]
+
+
+def _signatures(nested: Any) -> Iterable[Mapping[str, Any]]:
+    """All signatures in what a message carries, those inside others included."""
+    waiting = [nested]
+    while waiting:
+        one = waiting.pop()
+        if isinstance(one, Mapping):
+            if 'options' not in one or 'task' not in one:
+                continue
+            yield one
+            waiting += [one['options'].get(field) for field in _NESTED]
+            kwargs = one.get('kwargs') or {}
+            waiting += [kwargs.get(part) for part in ('tasks', 'header', 'body')]
+        elif isinstance(one, list | tuple):
+            waiting += one
+
+
+# -- for all apps of this process ------------------------------------------------
+
+
+def connect() -> None:
+    """Teaches Celery's classes our options; idempotent.
+
+    Tasks that run eagerly have no queue in which they could wait.  And signatures are copied in
+    depth, often, so they had better hold ids than results with their backends.
+    """
+    if hasattr(Task.apply, 'knows_options'):
+        return
+    Task.apply = _inert(Task.apply)
+    for canvas in (Signature, _chain, _chord, group):
+        canvas.apply_async = _with_ids(canvas.apply_async)
+    Signature.set = _with_ids(Signature.set)
+    Signature.clone = _with_ids(Signature.clone)
+
+
+def _inert(apply: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(apply)
+    def run_eagerly(self: Any, *args: Any, **options: Any) -> Any:
+        given = [name for name in OPTIONS if options.pop(name, None) is not None]
+        if given:
+            warn_inert(self.app, 'on tasks that run eagerly', ' and '.join(given))
+        return apply(self, *args, **options)
+
+    run_eagerly.knows_options = True  # type: ignore[attr-defined]
+    return run_eagerly
+
+
+def _with_ids(method: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(method)
+    def called(self: Any, *args: Any, **options: Any) -> Any:
+        if options.get('depends_on') is not None:
+            options['depends_on'] = normalize(options['depends_on'])
+        return method(self, *args, **options)
+
+    return called

@@ -1,0 +1,8 @@
+"""The app of :mod:`tests.support.app` with the extension."""
+
+from __future__ import annotations
+
+import celery_ext
+from tests.support.app import app
+
+ext = celery_ext.install(app)
