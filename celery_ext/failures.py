@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from billiard.einfo import ExceptionWithTraceback
+from celery.exceptions import Reject
 
 __all__ = ('describe', 'unwrap')
 
@@ -37,6 +38,6 @@ def describe(reason: str, exc: Any, task: str, traceback: Any = '') -> dict[str,
 
 def _text(exc: Any) -> str:
     try:
-        return str(exc)
+        return str(exc.reason if isinstance(exc, Reject) else exc)
     except Exception:
         return '<no text>'

@@ -24,6 +24,7 @@ from kombu_reliable.types import (
     Broadcast,
     Claimed,
     Delivery,
+    Dependencies,
     Outgoing,
     QueueCounts,
     Settlement,
@@ -129,6 +130,7 @@ class Bench:
             b'hash': self.client.hgetall,
             b'zset': lambda key: self.client.zrange(key, 0, -1, withscores=True),
             b'stream': self.client.xrange,
+            b'list': lambda key: self.client.lrange(key, 0, -1),
         }
         return {key: read[self.client.type(key)](key) for key in self.client.scan_iter()}
 
@@ -1050,6 +1052,8 @@ def one_call_of_each(operations: Operations) -> Iterator[Call[Any]]:
     yield operations.tell_ends('ends')
     yield operations.purge('q')
     yield operations.publish('lane', 0, [Outgoing('a', 'q', 0, '0', b'', run=('t', 'a'))])
+    yield operations.depend('a', Dependencies(('b',)))
+    yield operations.undepend('a', ['b'])
     yield operations.fanout('lane', 1, Broadcast('x', 'key', b'hello'))
     yield operations.listen('x', 'one')
     yield operations.declare('q', 1000)

@@ -221,6 +221,20 @@ def test_two_channels_share_a_queue(connection: Connection) -> None:
     assert sorted(first.bodies + second.bodies) == [0, 1, 2, 3]
 
 
+def test_two_channels_are_served_in_time_by_one_clock(connection: Connection) -> None:
+    """One claim does what time demands for both, whichever of them was served last."""
+    first, second = Receiver(connection, 'q'), Receiver(connection, 'other')
+    drain(connection)
+    sent_at = time.monotonic()
+    for number, queue in enumerate(('q', 'other', 'other', 'q'), 1):
+        send(connection, number, queue=queue, headers={'x-delay': 200 * number})
+    while len(first.messages) + len(second.messages) < 4:
+        connection.drain_events(timeout=5)
+        number = len(first.messages) + len(second.messages)
+        assert 0 <= time.monotonic() - sent_at - 0.2 * number < 0.1
+    assert (first.bodies, second.bodies) == ([1, 4], [2, 3])
+
+
 def test_a_consumer_that_is_cancelled_gives_back_what_it_did_not_see(
     connection: Connection,
 ) -> None:

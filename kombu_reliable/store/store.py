@@ -41,7 +41,11 @@ class Store:
         self._connections = Connections(client.connection_pool)
         self.operations = operations
         self.keys = operations.keys
-        self.edges = Edges(self)
+
+    @cached_property
+    def edges(self) -> Edges:
+        """Looks at and changes what jobs wait for."""
+        return Edges(self)
 
     @cached_property
     def jobs(self) -> Jobs:

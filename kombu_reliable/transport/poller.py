@@ -58,6 +58,7 @@ class Poller:
         self._channels: deque[Channel] = deque()
         #: Channels for which there may be work, as far as is known.
         self._hungry: set[Channel] = set()
+        self._served: Channel | None = None  # the last one that was given something
         #: Queues whose marker was popped: somebody must claim there, with no credit if need be.
         self._owed: set[str] = set()
         self._inbox: deque[tuple[Channel, Delivery]] = deque()
@@ -87,6 +88,7 @@ class Poller:
         if not channel.queues and channel in self._channels:
             self._channels.remove(channel)
             self._hungry.discard(channel)
+            self._served = None
         self._hush(wait=True)
         self._repay()
         kept: deque[tuple[Channel, Delivery]] = deque()
@@ -258,7 +260,9 @@ class Poller:
         timed = self._due_at is not None and time.monotonic() >= self._due_at
         if timed:
             self._due_at = None
-            self._hungry.update(self._channels)
+            # One claim does what time demands for all; if it was for others, their marker is set.
+            served = self._served if self._served in self._channels else None
+            self._hungry.update([served] if served else self._channels)
         self._channels.rotate(-1)
         for channel in self._channels:
             if channel not in self._hungry:
@@ -295,6 +299,8 @@ class Poller:
         self._endpoint.keeper.confirmed(posted, claimed.statuses)
         self._endpoint.keeper.hold(claimed.deliveries)
         if channel is not None:
+            if claimed.deliveries:
+                self._served = channel
             for delivery in claimed.deliveries:
                 channel.qos.reserve(delivery.token)
                 self._inbox.append((channel, delivery))
@@ -356,8 +362,11 @@ class Poller:
 
     def _woken(self, queue: str | None) -> None:
         if queue is None:
-            # Somebody may have died with our marker in his hand: look.
-            self._hungry.update(self._channels)
+            # Somebody may have died with our marker in his hand: look, but once for all.
+            if len(self._channels) == 1:
+                self._hungry.update(self._channels)
+            else:
+                self._owed.update(queue for channel in self._channels for queue in channel.queues)
             return
         self._owed.add(queue)
         self._hungry.update(channel for channel in self._channels if queue in channel.queues)

@@ -38,6 +38,7 @@ local function bury(queue, id, detail, now, keep)
     redis.call('UNLINK', EXTRA .. id) -- foreign data
     redis.call('HSET', EXTRA .. id, unpack(fields))
   end
+  redis.call('HDEL', EXTRA .. id, 'once') -- whoever replays it may be lost as any
   enter_group(id, fields[6] or reason, now)
   note(id, now, 'failed', reason)
   local record = UNSEEN[reason] and redis.pcall('GET', JOB .. id)

@@ -83,13 +83,13 @@ local function make_dependencies()
   end
 
   -- A job's own edges, once it does not wait any more.
-  local function forsake(id)
+  local function stop_waiting(id)
     undone = undone + redis.call('SCARD', UNMET .. id)
     if undone > INLINE then
       later('undo', set_aside(UNMET, id), id)
       return
     end
-    for _, dependency in ipairs(redis.call('SMEMBERS', UNMET .. id)) do
+    for _, dependency in ipairs(redis.call('SRANDMEMBER', UNMET .. id, INLINE)) do
       drop_edge(dependency, id)
     end
     redis.call('UNLINK', UNMET .. id)
@@ -270,11 +270,11 @@ local function make_dependencies()
     end
   end
 
-  return {
-    arm_for = arm_for, await = await, depend = depend, drop_edge = drop_edge,
-    edge_is_gone = edge_is_gone, forsake = forsake, look_up = look_up, meet = meet, start = start,
-    state_of = state_of, tell_dependents = tell_dependents, tell_of_twin = tell_of_twin,
-  }
+  local all = {await = await, depend = depend, drop_edge = drop_edge, look_up = look_up, meet = meet}
+  all.arm_for, all.edge_is_gone, all.state_of = arm_for, edge_is_gone, state_of
+  all.stop_waiting, all.tell_dependents = stop_waiting, tell_dependents
+  all.tell_of_twin = tell_of_twin
+  return all
 end
 
 local made_dependencies
@@ -305,5 +305,5 @@ end
 
 -- To be called for a waiting job that ends.
 local function forsake(id)
-  dependencies().forsake(id)
+  dependencies().stop_waiting(id)
 end

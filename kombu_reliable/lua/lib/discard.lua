@@ -24,7 +24,7 @@ local function discarding()
   local function discard_waiting(queue)
     local deleted, ids = discard(WAITING .. queue)
     for _, id in ipairs(ids or {}) do
-      dependencies().forsake(id)
+      forsake(id)
     end
     return deleted
   end

@@ -28,7 +28,7 @@ local function releasing(_, now, hold, retention, keep)
       end
       alarm_by(queue, now + retention + 1)
     end
-    all.forsake(id)
+    all.stop_waiting(id)
   end
 
   local function judge(dependency, id, outcome, policy)

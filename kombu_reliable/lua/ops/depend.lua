@@ -25,7 +25,7 @@ local wanted = cjson.decode(ARGV[3])
 if closes_cycle(id, wanted.on) then
   if mark then
     redis.call('ZREM', WAITING .. queue, id)
-    all.forsake(id)
+    all.stop_waiting(id)
     redis.call('UNLINK', JOB .. id, EXTRA .. id)
   end
   return -1
