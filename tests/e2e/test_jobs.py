@@ -204,6 +204,25 @@ def test_a_running_task_that_is_revoked_runs_to_its_end(
     assert ext.dead.page() == []
 
 
+def test_a_running_task_that_is_revoked_has_its_last_run(
+    workers: Fleet, ext: Extension, send: Callable[..., AsyncResult], tmp_path: Path
+) -> None:
+    path = tmp_path / 'retry'
+    worker = workers.start(concurrency=1)
+    result = send('retry_after', str(path))
+    workers.ledger.wait(1, 'started')
+    # Only the server hears of it, as if the worker had been restarted meanwhile.
+    ext.jobs.revoke([result.id])
+    path.touch()
+    workers.ledger.wait(1, 'retries')
+    passes_by(workers, send)
+    with pytest.raises(TaskRevokedError):
+        result.get(20)
+    assert result not in ext.jobs
+    assert len(workers.ledger.lines('started')) == 1
+    assert 'Traceback' not in worker.text()
+
+
 @pytest.mark.parametrize('how', ['revoke', 'cancel'])
 def test_a_running_task_is_terminated(
     workers: Fleet, ext: Extension, send: Callable[..., AsyncResult], door: Door, how: str
