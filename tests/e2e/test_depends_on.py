@@ -35,7 +35,7 @@ def test_a_result_of_another_queue(installed: Fleet, ext: Extension, send: Send)
     first = send('run', 1, queue='one')
     second = send('run', 2, queue='two', depends_on=first)
     job = ext.jobs[second]
-    assert (job.state, list(job.depends_on), job.depends_on.count) == ('waiting', [first.id], 1)
+    assert (job.state, list(job.depends_on), job.depends_on.total) == ('waiting', [first.id], 1)
     assert ext.jobs[first].dependents == (second.id,)
     assert ext.queues['two'].counts().waiting == 1
     installed.start('-Q', 'two', concurrency=1)
