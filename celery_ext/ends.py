@@ -127,6 +127,7 @@ def tell(consumer: Any, message: Any) -> None:
     except ValueError:
         return  # no task, so nobody waits
     if report.has_succeeded():
+        report.complete()
         return
     if end['outcome'] == 'canceled':
         _tell_cancel(consumer, report, end['reason'])

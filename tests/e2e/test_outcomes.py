@@ -6,8 +6,6 @@ One worker runs all that a worker survives; what ends workers has tests of its o
 from __future__ import annotations
 
 import json
-import re
-import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -22,6 +20,7 @@ from kombu import Connection
 from kombu_reliable.envelope import pack_id
 from kombu_reliable.keys import Keys
 from tests.conftest import empty_database
+from tests.support.listener import Listener
 from tests.support.servers import Server
 from tests.support.wait import wait_for
 from tests.support.workers import Fleet, fleet, task
@@ -37,40 +36,6 @@ PROCESSES = ('prefork',)
 KILLING = ('prefork', 'gevent', 'eventlet')
 #: Pools in which a task has a time limit.
 TIMING = ('prefork', 'gevent')
-
-
-# -- what was said to the server -------------------------------------------------
-
-
-class Listener:
-    """Hears the verdicts that workers send, in their order."""
-
-    SAID = re.compile(r'(ack|fail|requeue|release|replace|cancel|once) celery (\S+) \S+\.\d+ ')
-
-    def __init__(self, client: redis.Redis) -> None:
-        self.verdicts: dict[str, list[str]] = {}
-        self._client = client
-        self._ready = threading.Event()
-        self._thread = threading.Thread(target=self._listen, daemon=True)
-        self._thread.start()
-        assert self._ready.wait(10)
-
-    def _listen(self) -> None:
-        with self._client.monitor() as monitor:
-            self._ready.set()
-            for heard in monitor.listen():
-                for verdict, job in self.SAID.findall(heard['command'] + ' '):
-                    # A settlement may be sent twice, and an id may live twice at a time.
-                    said = self.verdicts.setdefault(job.rpartition('~')[2], [])
-                    if said[-1:] != [verdict]:
-                        said.append(verdict)
-                if 'the-end' in heard['command']:
-                    return
-
-    def close(self) -> None:
-        self._client.get('the-end')
-        self._thread.join(10)
-        self._client.close()
 
 
 # -- the table -------------------------------------------------------------------

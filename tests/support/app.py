@@ -222,6 +222,16 @@ def die_first(self: Task) -> int:
 
 
 @app.task(bind=True)
+def last_words(self: Task) -> None:
+    """Notes when its process is told to end."""
+    note(self, 'started')
+    try:
+        time.sleep(60)
+    finally:
+        note(self, 'killed')
+
+
+@app.task(bind=True)
 def replaced_after(self: Task, path: str) -> Any:
     """The first delivery waits for a file and is replaced then; any other ends at once."""
     note(self, 'started')
