@@ -24,6 +24,9 @@ __all__ = ('Item', 'PublishBatch', 'publish')
 
 Item = Outgoing | Broadcast
 
+#: What a message that depends on others costs at least, in edges.
+DEPENDENT_COST = 5
+
 #: Messages of a batch that go out in one round trip.
 ROUND = 10 * PUBLISH_LIMIT
 
@@ -104,7 +107,7 @@ def _leading_messages(items: Sequence[Item]) -> list[Outgoing]:
         if isinstance(item, Broadcast):
             break
         if item.depends is not None:
-            edges += len(item.depends.on)
+            edges += max(len(item.depends.on), DEPENDENT_COST)
             if edges > EDGE_LIMIT:
                 break
         messages.append(item)

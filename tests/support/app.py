@@ -136,6 +136,14 @@ def fail(message: str) -> None:
     raise ValueError(message)
 
 
+@app.task(bind=True)
+def fail_unless(self: Task, path: str) -> None:
+    """Fails until the test makes the file."""
+    note(self, 'ran')
+    if not os.path.exists(path):
+        raise ValueError(f'no {path}')
+
+
 @app.task
 def on_error(request: Any, exc: Any, traceback: Any) -> None:
     note(on_error, 'ran', value=str(exc))
@@ -341,3 +349,12 @@ def _after_publish(headers: Any = None, **_: Any) -> None:
 def _after_run(task: Any = None, **_: Any) -> None:
     """The result is stored, the worker has not heard of the end."""
     _die_if(f'after-{task.name.rpartition(".")[2]}')
+
+
+@app.task(bind=True)
+def reject_until(self: Task, path: str, value: Any = None) -> Any:
+    """Fails for good until the test makes a file."""
+    note(self, 'ran', value=value)
+    if not os.path.exists(path):
+        raise Reject('not yet', requeue=False)
+    return value
