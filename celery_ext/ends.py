@@ -19,6 +19,7 @@ from celery.exceptions import TaskRevokedError, WorkerLostError
 from celery.utils.log import get_logger
 from kombu import Consumer, Queue
 from kombu.message import Message
+from kombu.serialization import prepare_accept_content
 from kombu.utils.encoding import safe_repr
 
 from celery_ext.failures import describe
@@ -126,6 +127,7 @@ def tell(consumer: Any, message: Any) -> None:
     except ValueError:
         return  # no task, so nobody waits
     if report.has_succeeded():
+        report.complete()
         return
     if end['outcome'] == 'canceled':
         _tell_cancel(consumer, report, end['reason'])
@@ -138,7 +140,7 @@ def _message(end: dict[str, Any], sealed: bytes, app: Any) -> Message:
     return Message(
         body=raw['body'], content_type=raw['content-type'],
         content_encoding=raw['content-encoding'], headers=raw['headers'],
-        properties=raw['properties'], accept=app.conf.accept_content,
+        properties=raw['properties'], accept=prepare_accept_content(app.conf.accept_content),
     )  # fmt: skip
 
 

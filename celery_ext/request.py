@@ -118,7 +118,7 @@ class Outcome:
             return self.fail_for_good('exited', exc, exc_info)
         if isinstance(exc, MemoryError):
             # The worker goes down with it; none of those to come should.
-            self.fail_for_good('out-of-memory', exc, exc_info)
+            self.fail_for_good('out-of-memory', exc, exc_info, reported=return_ok)
         else:
             self._verdict = self._verdict_on(exc, exc_info)
         try:
@@ -168,7 +168,7 @@ class Outcome:
     # -- nobody wants it any more ------------------------------------------------
 
     def terminate(self: Any, pool: Any, signal: Any = None) -> None:
-        able = getattr(type(pool), 'terminate_job', None) is not BasePool.terminate_job
+        able = getattr(pool.terminate_job, '__func__', None) is not BasePool.terminate_job
         if self.time_start and able:
             # Or it would run again if this worker died now.
             self.message.settle(Verdict.CANCEL, 'terminated', wait=RECORD_TIMEOUT)
@@ -183,7 +183,9 @@ class Outcome:
 
     # -- tasks that end their process --------------------------------------------
 
-    def fail_for_good(self: Any, reason: str, exc: BaseException, exc_info: Any) -> None:
+    def fail_for_good(
+        self: Any, reason: str, exc: BaseException, exc_info: Any, reported: bool = False
+    ) -> None:
         """The task itself has ended its process, or would, and so it would the next ones."""
         state.task_ready(self)
         if self.acknowledged and not self._once:
@@ -191,7 +193,8 @@ class Outcome:
         told = exc if isinstance(exc, Exception) else WorkerLostError(f'the task raised {exc!r}')
         self._verdict = (Verdict.FAIL, self._describe(reason, exc, exc_info))
         try:
-            self._report(told, exc_info)
+            if not reported:
+                self._report(told, exc_info)
         finally:
             self.acknowledge()
             self._end_early()

@@ -52,9 +52,10 @@ def _go_around(consumer: Any, name: str, reason: str, place: int) -> None:
 
 
 def _error(reason: str, message: Any, errors: tuple[BaseException, ...]) -> BaseException:
-    if reason == 'unknown-task' or not errors:
-        return NotRegistered(_task_of(message))
-    return errors[0]
+    if errors and reason != 'unknown-task':  # of which Celery has the KeyError
+        return errors[0]
+    unknown: BaseException = NotRegistered(_task_of(message))
+    return unknown
 
 
 def _describe(reason: str, error: BaseException, message: Any) -> dict[str, str]:

@@ -51,10 +51,9 @@ def pass_time(store: Store, ms: int) -> None:
 
 
 def extra(store: Store, id: str) -> dict[str, str]:
+    """All that is noted of a job but its history."""
     found: Any = store.client.hgetall(store.keys.extra(id))
-    known = {name.decode(): value.decode() for name, value in found.items()}
-    known.pop('h', None)  # its history has tests of its own
-    return known
+    return {name.decode(): value.decode() for name, value in found.items() if name != b'h'}
 
 
 def reason(store: Store, id: str) -> str | None:

@@ -15,6 +15,7 @@ from typing import Any
 
 from celery import Celery, Task, chain, current_task, group, signals
 from celery.exceptions import Ignore, Reject
+from celery.worker.request import Request
 
 app = Celery('testapp', broker=os.environ['KR_BROKER'], backend=os.environ['KR_BACKEND'])
 app.conf.update(
@@ -27,16 +28,11 @@ app.conf.update(
     }
 )
 
-if os.environ.get('KR_EXT'):
-    from celery_ext import request
-
-    request.connect(app)
-
 
 def note(task: Task, event: str, **fields: Any) -> None:
     """One line in the ledger, written in one piece whoever else writes."""
     request = task.request
-    line = json.dumps(
+    append(
         {
             'event': event,
             'id': request.id,
@@ -49,6 +45,10 @@ def note(task: Task, event: str, **fields: Any) -> None:
             **fields,
         }
     )
+
+
+def append(entry: dict[str, Any]) -> None:
+    line = json.dumps(entry)
     fd = os.open(os.environ['KR_LEDGER'], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
     try:
         os.write(fd, line.encode() + b'\n')
@@ -157,6 +157,36 @@ def reject(self: Task, requeue: bool) -> None:
     raise Reject('on purpose', requeue=requeue)
 
 
+class Noting(Request):
+    """A Request class of a user's own, which notes how its tasks end."""
+
+    def on_success(self, failed__retval__runtime: Any, **kwargs: Any) -> Any:
+        append({'event': 'request', 'id': self.id, 'value': 'success'})
+        return super().on_success(failed__retval__runtime, **kwargs)
+
+    def on_failure(self, exc_info: Any, *args: Any, **kwargs: Any) -> Any:
+        append({'event': 'request', 'id': self.id, 'value': 'failure'})
+        return super().on_failure(exc_info, *args, **kwargs)
+
+
+class Customized(Task):
+    Request = Noting
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        note(self, 'called')
+        return super().__call__(*args, **kwargs)
+
+    def on_failure(self, *args: Any) -> None:
+        note(self, 'failed')
+
+
+@app.task(bind=True, base=Customized)
+def customized(self: Task, fails: bool) -> str:
+    if fails:
+        raise ValueError('as told')
+    return 'fine'
+
+
 @app.task(bind=True)
 def ignore(self: Task) -> None:
     note(self, 'ran')
@@ -181,6 +211,16 @@ def die_first(self: Task) -> int:
     if deliveries == 1:
         os.kill(os.getpid(), signal.SIGKILL)
     return deliveries
+
+
+@app.task(bind=True)
+def last_words(self: Task) -> None:
+    """Notes when its process is told to end."""
+    note(self, 'started')
+    try:
+        time.sleep(60)
+    finally:
+        note(self, 'killed')
 
 
 @app.task(bind=True)
@@ -301,3 +341,12 @@ def _after_publish(headers: Any = None, **_: Any) -> None:
 def _after_run(task: Any = None, **_: Any) -> None:
     """The result is stored, the worker has not heard of the end."""
     _die_if(f'after-{task.name.rpartition(".")[2]}')
+
+
+@app.task(bind=True)
+def reject_until(self: Task, path: str, value: Any = None) -> Any:
+    """Fails for good until the test makes a file."""
+    note(self, 'ran', value=value)
+    if not os.path.exists(path):
+        raise Reject('not yet', requeue=False)
+    return value
