@@ -7,6 +7,7 @@ The names of :data:`kombu_reliable.keys.FAMILIES` that a script uses are declare
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import re
 from collections.abc import Callable, Iterator
@@ -27,7 +28,7 @@ from kombu_reliable.errors import (
 from kombu_reliable.keys import FAMILIES, LAYOUT
 from kombu_reliable.wire import Argument
 
-__all__ = ('Call', 'Script', 'all_scripts', 'script', 'translate')
+__all__ = ('Call', 'Script', 'all_scripts', 'script', 'translate', 'translating')
 
 T = TypeVar('T')
 
@@ -140,6 +141,15 @@ def translate(error: redis.exceptions.ResponseError) -> Exception:
     if isinstance(error, _PASSING) or text.startswith(_PASSING_CODES):
         return ConnectionLost(text)
     return error
+
+
+@contextlib.contextmanager
+def translating() -> Iterator[None]:
+    """For commands that are no calls of scripts: their errors as :func:`translate` puts them."""
+    try:
+        yield
+    except redis.exceptions.ResponseError as error:
+        raise translate(error) from error
 
 
 #: States of a server that pass: a failover, a slow script, a disk that is full.
