@@ -12,6 +12,7 @@ from kombu_reliable.envelope import pack_id, unpack_id
 from kombu_reliable.errors import (
     HasDependents,
     InvalidArgument,
+    LayoutError,
     ReliableError,
     UnknownJob,
     UnknownQueue,
@@ -381,6 +382,13 @@ def test_a_dead_letter_that_is_discarded_fails_those_that_wait(bench: JobBench) 
     assert job.failure.reason == 'dependency'
 
 
+def test_foreign_data_in_the_place_of_a_queue_is_one_clear_error(bench: JobBench) -> None:
+    bench.client.set(bench.keys.ready('q'), 'theirs')
+    with pytest.raises(LayoutError, match='another program'):
+        bench.jobs.in_state('q', 'ready')
+    assert bench.jobs.counts('q') == QueueCounts(0, 0, 0, 0)
+
+
 def test_pages_of_each_state(bench: JobBench) -> None:
     for number in range(7):
         bench.add(f'r{number}', rank=9 - number)
@@ -518,6 +526,18 @@ def test_what_others_wait_for_is_not_canceled_unless_asked(bench: JobBench) -> N
     assert bench.jobs.cancel('a', cascade=True) == 'gone'
     bench.claim(0)
     assert bench.state('b') == 'failed'
+
+
+@pytest.mark.parametrize('action', ['cancel', 'move'])
+def test_a_job_that_goes_leaves_a_marker_only_if_somebody_is_needed(
+    bench: JobBench, action: str
+) -> None:
+    bench.add('late', due=f'+{HOUR}')
+    bench.make('ready')
+    outcome(bench, action)
+    assert bench.marked(), 'somebody must watch the clock'
+    bench.jobs.cancel('late')
+    assert not bench.marked()
 
 
 # -- move ----------------------------------------------------------------------------------
