@@ -1,4 +1,4 @@
--- @include dependency
+-- @include ended
 -- @include ends
 -- @include group
 -- @include history
@@ -47,7 +47,7 @@ local function bury(queue, id, detail, now, keep)
     -- Foreign data where ends are told must not undo a death.
     pcall(tell, queue, id, record, 'failed', reason, now)
   end
-  ended(id, 'failed')
+  all_ended({id}, 'failed')
   local excess = redis.call('ZCARD', DEAD .. queue) - keep
   if excess > 0 then
     forget_dead(queue, redis.call('ZRANGE', DEAD .. queue, 0, math.min(excess, 10) - 1))

@@ -336,13 +336,8 @@ local function dependencies()
   return all
 end
 
--- To be called for the jobs that end and are not about to come again.  The outcome is 'ok',
--- 'failed' (a dead letter, which may be replayed) or 'gone'.  Who says what time it is lets a few
--- dependents start at once; what else there is to do is left to the next claim.
-local function all_ended(ids, outcome, now)
-  if #ids == 0 or redis.call('EXISTS', WANTED) == 0 then
-    return
-  end
+-- What the ends of jobs mean for those that wait for them; see lib/ended.lua.
+local function tell_of_ends(ids, outcome, now)
   for i, wanted in ipairs(redis.call('SMISMEMBER', WANTED, unpack(ids))) do
     if wanted == 1 then
       dependencies().tell_dependents(ids[i], outcome, now)
@@ -350,10 +345,6 @@ local function all_ended(ids, outcome, now)
       dependencies().tell_of_twin(ids[i], outcome)
     end
   end
-end
-
-local function ended(id, outcome)
-  all_ended({id}, outcome)
 end
 
 -- To be called for a waiting job that ends.

@@ -1,4 +1,5 @@
 -- @include dependency
+-- @include ended
 -- @include twins
 -- Deletes what waits in a queue.  Its functions are made when they are needed: making them
 -- would cost each claim, which hardly ever does.

@@ -1,3 +1,4 @@
+-- @include owner_fields
 -- @include record
 -- @include run
 -- A ready job may still have the owner that lost its lease and could come back.  Who acts on the

@@ -1,6 +1,7 @@
 -- @include alarm
 -- @include dead
 -- @include dependency
+-- @include ended
 -- @include wake
 -- Works through what the ends of jobs mean for those that wait for them, in bounded steps.  What
 -- is left keeps an alarm, that of the queue '': whoever serves it does the next step.
@@ -127,7 +128,7 @@ local function releasing(_, now, hold, retention, keep)
       return
     end
     if id == '' then
-      ended(dependency, 'gone')
+      all_ended({dependency}, 'gone')
       return
     end
     local policy = redis.call('ZSCORE', DEPENDENTS .. dependency, id)

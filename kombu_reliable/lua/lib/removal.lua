@@ -1,4 +1,5 @@
 -- @include dependency
+-- @include ended
 -- @include disarm
 -- @include group
 -- @include twins
@@ -17,7 +18,7 @@ local function remove(id, job)
   redis.call('UNLINK', JOB .. id, EXTRA .. id)
   leave_twin(id)
   disarm(job.queue)
-  ended(id, 'gone')
+  all_ended({id}, 'gone')
   if job.state == 'waiting' then
     forsake(id)
   end

@@ -1,10 +1,7 @@
 -- @include alarm
--- @include dead
--- @include dependency
--- @include history
--- @include run
--- @include twins
--- @include wake
+-- @include endings
+-- @include ended
+-- @include owner
 -- Ends deliveries.  A settlement is five arguments: verdict, queue, id, token, detail.
 --   ack      done, forget it
 --   replace  forget it, others will publish its id again
@@ -26,59 +23,40 @@ local function unlease(queue, ids)
   end
 end
 
-local function give_back(queue, id, at, counts)
-  redis.call('ZADD', READY .. queue, at or 0, id)
-  redis.pcall('HDEL', EXTRA .. id, 'once')
-  if counts then
-    mark_extra(id)
-    if type(redis.pcall('HINCRBY', EXTRA .. id, 'n', 1)) == 'table' then
-      redis.call('UNLINK', EXTRA .. id) -- foreign data
-    end
-  end
-  arm(queue)
-end
-
-local function deliver_once(id)
-  mark_extra(id)
-  if type(redis.pcall('HSET', EXTRA .. id, 'once', 1)) == 'table' then
-    redis.call('UNLINK', EXTRA .. id) -- foreign data
-    redis.call('HSET', EXTRA .. id, 'once', 1)
-  end
-end
-
 -- Adds the status of each settlement in ARGV[first] to ARGV[last] to `reply`.
 local function settle(first, last, now, retention, keep, reply)
   if last < first then
     return
   end
-  local ids, doomed, queues, fenced = {}, {}, {}, 0
-  local forgotten = {ack = {}, cancel = {}, replace = {}}
+  local ids, done, doomed, queues, fenced = {}, {}, {}, {}, 0
   for i = first, last, SETTLEMENT do
     ids[#ids + 1] = ARGV[i + 2]
   end
   local owners = redis.call('HMGET', OWNERS, unpack(ids))
-  local ended, others = {}, {}
+  local over, others = {}, {}
   for n, id in ipairs(ids) do
     local i = first + (n - 1) * SETTLEMENT
     local verdict, queue, token = ARGV[i], ARGV[i + 1], ARGV[i + 3]
     local status = 1
-    if ended[id] then
+    if over[id] then
       status = status_of_other(id, false, token)
     elseif not owned_by(owners[n], token) then
       status = status_of_other(id, owners[n], token)
     elseif verdict == 'once' then
       deliver_once(id)
     else
-      ended[id] = true
+      over[id] = true
       queues[queue] = queues[queue] or {}
       table.insert(queues[queue], id)
-      if forgotten[verdict] then
-        table.insert(forgotten[verdict], id)
+      if verdict == 'ack' then
+        done[#done + 1] = id
         doomed[#doomed + 1] = JOB .. id
         doomed[#doomed + 1] = EXTRA .. id
-        leave_twin(id)
+        if string.byte(id) == 126 then
+          leave_twin(id)
+        end
       else
-        others[#others + 1] = {verdict, queue, id, owner_place(owners[n]), ARGV[i + 4]}
+        others[#others + 1] = n
       end
     end
     if status == -1 then
@@ -86,9 +64,9 @@ local function settle(first, last, now, retention, keep, reply)
     end
     reply[#reply + 1] = status
   end
-  if next(ended) then
+  if next(over) then
     local names = {}
-    for id in pairs(ended) do
+    for id in pairs(over) do
       names[#names + 1] = id
     end
     redis.call('HDEL', OWNERS, unpack(names))
@@ -97,24 +75,12 @@ local function settle(first, last, now, retention, keep, reply)
     end
   end
   if #doomed > 0 then
-    for _, id in ipairs(forgotten.replace) do
-      dependencies().await(id, now + retention)
-    end
     redis.call('UNLINK', unpack(doomed))
-    all_ended(forgotten.ack, 'ok', now)
-    all_ended(forgotten.cancel, 'gone')
+    all_ended(done, 'ok', now)
   end
-  for _, other in ipairs(others) do
-    local verdict, queue, id, at, detail = other[1], other[2], other[3], other[4], other[5]
-    if verdict ~= 'fail' then
-      note(id, now, verdict == 'requeue' and 'requeued' or 'released')
-      give_back(queue, id, at, verdict == 'requeue')
-    elseif pcall(bury, queue, id, detail, now, keep) then
-      alarm_by(queue, now + retention + 1)
-    else
-      -- Foreign data where the dead letters should be: the message must not be lost.
-      give_back(queue, id, at, true)
-    end
+  for _, n in ipairs(others) do
+    local i = first + (n - 1) * SETTLEMENT
+    settle_otherwise(ARGV[i], ARGV[i + 1], ids[n], owners[n], ARGV[i + 4], now, retention, keep)
   end
   if fenced > 0 then
     redis.call('HINCRBY', META, 'fenced', fenced)

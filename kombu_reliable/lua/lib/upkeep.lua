@@ -2,7 +2,7 @@
 -- @include dead
 -- @include history
 -- @include lifetime
--- @include owner
+-- @include owner_fields
 -- @include place
 -- @include record
 -- @include releasing
@@ -50,18 +50,6 @@ local function take_back(queue, now)
   return #ids
 end
 
-local function head(key)
-  local first = redis.call('ZRANGE', key, 0, 0, 'WITHSCORES')
-  return tonumber(first[2])
-end
-
-local function sooner(a, b)
-  if a and b then
-    return math.min(a, b)
-  end
-  return a or b
-end
-
 local function upkeep(queue, now, hold, retention)
   local moved = promote(queue, now)
   if not hold or now >= hold then
@@ -87,12 +75,8 @@ local function upkeep(queue, now, hold, retention)
   end
 end
 
-local function next_alarm()
-  return head(ALARMS)
-end
-
--- Does the upkeep of the queues whose alarm is due, and returns the time of the next alarm.
--- A queue that cannot be read is left alone for a while; the error is returned.
+-- Does the upkeep of the queues whose alarm is due.  One that cannot be read is left alone for a
+-- while; the error is returned.
 local function serve_alarms(now, hold, retention, keep)
   local problem
   for _, queue in ipairs(redis.call('ZRANGEBYSCORE', ALARMS, '-inf', now, 'LIMIT', 0, 8)) do
@@ -103,5 +87,5 @@ local function serve_alarms(now, hold, retention, keep)
       redis.call('ZADD', ALARMS, now + LOOK_AGAIN, queue)
     end
   end
-  return next_alarm(), problem
+  return problem
 end

@@ -10,6 +10,7 @@
 --                dependents others wait for one of these, so all stay
 --                unknown    there is no such job
 -- Cost  O(log n) per job; at most 100 jobs a call
+-- @include owner_fields
 -- @include acting
 -- @include ends
 -- @include record

@@ -15,8 +15,11 @@
 -- @include room
 -- @include silence
 -- @include settlement
--- @include upkeep
 -- @include timekeeper
+-- @include wake
+-- @defer dependency: tell_of_ends, dependencies, forsake
+-- @defer endings: settle_otherwise, deliver_once, status_of_other, leave_twin, deliveries_before, end_undelivered
+-- @defer upkeep: serve_alarms
 local now, micros = clock()
 local worker, token, lease = ARGV[2], ARGV[3], tonumber(ARGV[4])
 local credit, limit = tonumber(ARGV[5]), tonumber(ARGV[6])
@@ -35,50 +38,16 @@ local reply = {0, -1}
 settle(FIRST_SETTLEMENT, FIRST_QUEUE - 1, now, retention, keep, reply)
 
 local hold = hear(now, tonumber(meta[2]), tonumber(meta[3]), lease)
-local due = next_alarm()
+local due = head(ALARMS)
 local problem
 if due and due <= now then
-  due, problem = serve_alarms(now, hold, retention, keep)
+  problem = serve_alarms(now, hold, retention, keep)
+  due = head(ALARMS)
 end
 
+local PLAIN = string.byte('-') -- the flag of a record without an EXTRA hash
 local delivered = 0
 local popped = {}
-
--- Deliveries that ended without an outcome, and why there must be no other, if so.  An owner that
--- is still noted lost its lease, and loses the job by this claim.
-local function deliveries_before(id, record)
-  if string.sub(record, 1, 1) ~= 'x' then
-    return 0
-  end
-  local owner = redis.call('HGET', OWNERS, id)
-  local noted = redis.pcall('HMGET', EXTRA .. id, 'n', 'once', 'unwanted')
-  if noted.err then
-    redis.call('UNLINK', EXTRA .. id) -- foreign data
-  end
-  local before = tonumber(noted[1] or 0) or 0
-  if owner then
-    fence(owner_token(owner), now)
-    before = before + 1
-    redis.call('HSET', EXTRA .. id, 'n', before)
-  end
-  if noted[3] then
-    return before, 'unwanted'
-  end
-  if noted[2] then
-    return before, 'lost'
-  end
-  return before, limit > 0 and before >= limit and 'delivery-limit' or nil
-end
-
--- Somebody has canceled it while it was held.
-local function end_unwanted(queue, id, record)
-  local reason = redis.call('HGET', EXTRA .. id, 'unwanted')
-  redis.call('UNLINK', JOB .. id, EXTRA .. id)
-  leave_twin(id)
-  -- Foreign data where ends are told must not keep a job alive.
-  pcall(tell, queue, id, record, 'canceled', reason, now)
-  ended(id, 'gone')
-end
 
 local function claim_from(number, queue)
   popped = redis.call('ZPOPMIN', READY .. queue, credit)
@@ -93,24 +62,13 @@ local function claim_from(number, queue)
   records = redis.call('MGET', unpack(records))
   for i, id in ipairs(ids) do
     local record = records[i]
-    local before, death
-    if record then
-      before, death = deliveries_before(id, record)
+    local before, death = 0, nil
+    if record and string.byte(record) ~= PLAIN then
+      before, death = deliveries_before(id, limit, now)
     end
     if not record or death then
-      redis.call('HDEL', OWNERS, id)
-      if death == 'unwanted' then
-        end_unwanted(queue, id, record)
-        due = next_alarm()
-      elseif record then
-        bury(queue, id, death, now, keep)
-        alarm_by(queue, now + retention + 1)
-        due = next_alarm() -- also that of what its end means for others
-      else
-        redis.call('UNLINK', EXTRA .. id)
-        ended(id, 'gone')
-        leave_twin(id)
-      end
+      end_undelivered(queue, id, record, death, now, retention, keep)
+      due = head(ALARMS) -- also that of what its end means for others
     else
       delivered = delivered + 1
       credit = credit - 1

@@ -4,7 +4,6 @@
 -- Reply per job: done, unknown, leased (it stays as it is)
 -- Cost  O(log n) per job; at most 100 jobs a call
 -- @include acting
--- @include owner
 -- @include place
 -- @include whereabouts
 local rank = ARGV[2]

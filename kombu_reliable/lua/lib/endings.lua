@@ -1,0 +1,104 @@
+-- @include alarm
+-- @include dead
+-- @include dependency
+-- @include ended
+-- @include ends
+-- @include history
+-- @include owner_fields
+-- @include record
+-- @include run
+-- @include twins
+-- @include wake
+-- What is rare in the life of a delivery: every end but a success, and every beginning but the
+-- first.
+local function give_back(queue, id, at, counts)
+  redis.call('ZADD', READY .. queue, at or 0, id)
+  redis.pcall('HDEL', EXTRA .. id, 'once')
+  if counts then
+    mark_extra(id)
+    if type(redis.pcall('HINCRBY', EXTRA .. id, 'n', 1)) == 'table' then
+      redis.call('UNLINK', EXTRA .. id) -- foreign data
+    end
+  end
+  arm(queue)
+end
+
+local function forget(id)
+  redis.call('UNLINK', JOB .. id, EXTRA .. id)
+  leave_twin(id)
+end
+
+-- Settles in another way than with success what has been taken from its owner.
+local function settle_otherwise(verdict, queue, id, owner, detail, now, retention, keep)
+  local at = owner_place(owner)
+  if verdict == 'cancel' then
+    forget(id)
+    all_ended({id}, 'gone')
+  elseif verdict == 'replace' then
+    dependencies().await(id, now + retention)
+    forget(id)
+  elseif verdict ~= 'fail' then
+    note(id, now, verdict == 'requeue' and 'requeued' or 'released')
+    give_back(queue, id, at, verdict == 'requeue')
+  elseif pcall(bury, queue, id, detail, now, keep) then
+    alarm_by(queue, now + retention + 1)
+  else
+    -- Foreign data where the dead letters should be: the message must not be lost.
+    give_back(queue, id, at, true)
+  end
+end
+
+local function deliver_once(id)
+  mark_extra(id)
+  if type(redis.pcall('HSET', EXTRA .. id, 'once', 1)) == 'table' then
+    redis.call('UNLINK', EXTRA .. id) -- foreign data
+    redis.call('HSET', EXTRA .. id, 'once', 1)
+  end
+end
+
+-- Deliveries of a marked job that ended without an outcome, and why there must be no other, if
+-- so.  An owner that is still noted lost its lease, and loses the job by this claim.
+local function deliveries_before(id, limit, now)
+  local owner = redis.call('HGET', OWNERS, id)
+  local noted = redis.pcall('HMGET', EXTRA .. id, 'n', 'once', 'unwanted')
+  if noted.err then
+    redis.call('UNLINK', EXTRA .. id) -- foreign data
+  end
+  local before = tonumber(noted[1] or 0) or 0
+  if owner then
+    fence(owner_token(owner), now)
+    before = before + 1
+    redis.call('HSET', EXTRA .. id, 'n', before)
+  end
+  if noted[3] then
+    return before, 'unwanted'
+  end
+  if noted[2] then
+    return before, 'lost'
+  end
+  return before, limit > 0 and before >= limit and 'delivery-limit' or nil
+end
+
+-- Somebody has canceled it while it was held.
+local function end_unwanted(queue, id, record, now)
+  local reason = redis.call('HGET', EXTRA .. id, 'unwanted')
+  forget(id)
+  -- Foreign data where ends are told must not keep a job alive.
+  pcall(tell, queue, id, record, 'canceled', reason, now)
+  all_ended({id}, 'gone')
+end
+
+-- Ends a job that would be claimed, and must not be, or has no record.
+local function end_undelivered(queue, id, record, death, now, retention, keep)
+  redis.call('HDEL', OWNERS, id)
+  if not record then
+    redis.call('UNLINK', EXTRA .. id)
+    leave_twin(id)
+    all_ended({id}, 'gone')
+  elseif death == 'unwanted' then
+    end_unwanted(queue, id, record, now)
+  else
+    bury(queue, id, death, now, keep)
+    alarm_by(queue, now + retention + 1)
+  end
+end
