@@ -37,7 +37,7 @@ _DICTIONARY = (
 
 #: Has read the dictionary; what seals a message is a copy of it.  It is small, because copying and
 #: clearing what zlib takes by default would cost more than packing a message.
-_READY = zlib.compressobj(6, zlib.DEFLATED, -12, 5, zlib.Z_DEFAULT_STRATEGY, _DICTIONARY)
+_READY = zlib.compressobj(3, zlib.DEFLATED, -12, 5, zlib.Z_DEFAULT_STRATEGY, _DICTIONARY)
 
 _URL_SAFE = bytes.maketrans(b'+/', b'-_')
 

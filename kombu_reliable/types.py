@@ -116,12 +116,14 @@ class Outgoing:
     @property
     def features(self) -> str:
         """What only some messages have, as the JSON that the script reads; ``''`` for none."""
+        if self.run is None and self.depends is None:
+            return ''
         found: dict[str, Any] = {}
         if self.run is not None:
             found['run'] = self.run
         if self.depends is not None:
             found['depends'] = self.depends.features
-        return json.dumps(found) if found else ''
+        return json.dumps(found)
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,6 +37,8 @@ class Job:
     past: str = ''
     #: Its owner has said that it must not be delivered again.
     once: bool = False
+    #: Something has befallen it, which is noted with it.
+    noted: bool = False
 
     def had_run(self, token: str) -> bool:
         return f'{token};' in self.past
@@ -140,7 +142,8 @@ class Model:
                     self._arrive(job)
             for job in self.those(queue, 'leased'):
                 if job.at <= now and now >= self.hold:
-                    job.state = 'ready'  # and keeps its token, until somebody claims it
+                    # and keeps its token, until somebody claims it
+                    job.state, job.noted = 'ready', True
             for job in self.those(queue, 'dead'):
                 if job.at + self.dead_for <= now:
                     del self.jobs[job.key]
@@ -205,11 +208,11 @@ class Model:
         elif verdict is Verdict.FAIL:
             self._bury(job, now)
         else:
-            job.state, job.once = 'ready', False
+            job.state, job.once, job.noted = 'ready', False, True
             job.lost += verdict is Verdict.REQUEUE
 
     def _bury(self, job: Job, now: int) -> None:
-        job.state, job.at, job.token = 'dead', now, None
+        job.state, job.at, job.token, job.noted = 'dead', now, None, True
         for oldest in self.those(job.queue, 'dead')[: -self.dead_limit]:
             del self.jobs[oldest.key]
 

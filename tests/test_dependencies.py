@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -544,7 +545,7 @@ def test_a_job_cannot_wait_for_itself(graph: Graph) -> None:
 
 def test_a_long_way_round_is_a_cycle_as_well(graph: Graph) -> None:
     ids = [f'{number:02}' for number in range(50)]
-    for one, other in zip(ids, ids[1:], strict=False):
+    for one, other in itertools.pairwise(ids):
         graph.add(one, other, within=HOUR)
     assert graph.add(ids[-1], ids[0]) == CYCLE
     with pytest.raises(DependencyCycle):
@@ -703,13 +704,15 @@ def test_a_failure_that_is_replayed_meanwhile_spares_the_rest(graph: Graph) -> N
     graph.add_all(ids, 'p', FAIL_TOO)
     graph.start(queues='q')
     graph.end('p', FAIL)
-    assert graph.counts('r').waiting == STEP
+    spared = graph.counts('r').waiting
+    assert spared > STEP
     graph.store.jobs.replay(graph.store.jobs._look(['p'])[0])
     graph.attend()
-    assert graph.counts('r').waiting == STEP
+    assert graph.counts('r').waiting == spared
     graph.start(queues='q')
     graph.end('p')
-    assert graph.counts('r').ready == STEP
+    graph.attend()
+    assert graph.counts('r').ready == spared
 
 
 def test_many_dependencies_are_published_in_parts(graph: Graph) -> None:
@@ -810,7 +813,7 @@ def test_a_chain_of_failures_goes_in_steps(graph: Graph) -> None:
     graph.start()
     graph.end('0000', FAIL)
     assert 0 < graph.counts().waiting < count
-    for _ in range(5):
+    for _ in range(10):
         graph.attend()
     assert graph.counts().dead == count
     assert not any(key.startswith(('dep', 'up:', 'rel')) for key in graph.key_names())
@@ -859,10 +862,10 @@ def test_foreign_data_in_the_way_of_one_holds_back_no_other(graph: Graph, family
 
 def test_a_foreign_entry_in_the_list_of_releases_is_dropped(graph: Graph) -> None:
     graph.add('p')
-    graph.add('d', 'p')
+    graph.add('d', 'p', IGNORE)
     graph.client.rpush(graph.keys.releases, 'foreign', 'nonsense;a;b')
     graph.start()
-    graph.end('p')
+    graph.end('p', Verdict.CANCEL)
     assert graph.start() == 'd'
     graph.end('d')
     assert not graph.left()

@@ -20,7 +20,7 @@ from kombu_reliable.errors import (
 from kombu_reliable.store import Store
 from kombu_reliable.store.info import STATES, Event, Group
 from kombu_reliable.store.jobs import Jobs
-from kombu_reliable.types import Delivery, Outgoing, QueueCounts
+from kombu_reliable.types import Delivery, Dependencies, Outgoing, Policy, QueueCounts
 from tests.conftest import START
 from tests.test_scripts import (
     ACK,
@@ -335,6 +335,52 @@ def test_foreign_data_beside_a_job_is_passed_over(bench: JobBench) -> None:
     assert bench.state() == 'ready'
 
 
+def test_what_a_waiting_job_tells(bench: JobBench) -> None:
+    keys = tuple(bench.add(id) for id in 'ab')
+    waiting = Outgoing('=c', 'q', 0, '+5000', b'', depends=Dependencies(keys, Policy.IGNORE))
+    bench.publish([waiting], 100, lane='other')
+    job, wanted = bench.jobs.get('c'), bench.jobs.get('a')
+    assert job is not None and wanted is not None
+    assert (job.state, job.due, job.policy) == ('waiting', START + 5000, 'ignore')
+    assert (sorted(job.depends_on), job.dependencies) == (['a', 'b'], 2)
+    assert (wanted.dependents, wanted.dependent_count) == (('c',), 1)
+    assert [one.id for one in bench.jobs.in_state('q', 'waiting')] == ['c']
+
+
+@pytest.mark.parametrize('action', ['move', 'set_priority', 'reschedule'])
+def test_a_waiting_job_that_was_changed_starts_as_it_is_now(bench: JobBench, action: str) -> None:
+    waiting = Outgoing('=a', 'q', 0, '0', b'', depends=Dependencies((bench.add('b'),)))
+    bench.publish([waiting], 100, lane='other')
+    ACTIONS[action](bench.jobs)
+    bench.settle(ACK, *bench.take())
+    bench.claim(0)
+    job = bench.jobs.get('a')
+    assert job is not None
+    now = {'move': job.queue, 'set_priority': job.priority, 'reschedule': job.due}[action]
+    assert now == {'move': 'r', 'set_priority': 7, 'reschedule': START + 10 * HOUR}[action]
+    assert job.state == ('delayed' if action == 'reschedule' else 'ready')
+
+
+@pytest.mark.parametrize('end', ['cancel', 'purge'])
+def test_a_waiting_job_that_ends_leaves_no_edge(bench: JobBench, end: str) -> None:
+    waiting = Outgoing('=a', 'r', 0, '0', b'', depends=Dependencies((bench.add('b'),)))
+    bench.publish([waiting], 100, lane='other')
+    assert bench.jobs.cancel('a') == 'gone' if end == 'cancel' else bench.jobs.purge('r') == 1
+    assert bench.left() == {'j:=b', 'r:q'}
+
+
+def test_a_dead_letter_that_is_discarded_fails_those_that_wait(bench: JobBench) -> None:
+    waiting = Outgoing('=a', 'r', 0, '0', b'', depends=Dependencies((bench.add('b'),)))
+    bench.publish([waiting], 100, lane='other')
+    bench.settle(FAIL, *bench.take())
+    assert bench.state() == 'waiting'
+    bench.jobs.discard('b')
+    bench.claim(0)
+    job = bench.jobs.get('a')
+    assert job is not None and job.failure is not None
+    assert job.failure.reason == 'dependency'
+
+
 def test_pages_of_each_state(bench: JobBench) -> None:
     for number in range(7):
         bench.add(f'r{number}', rank=9 - number)
@@ -461,13 +507,17 @@ def test_a_canceled_run_has_no_next_one(bench: JobBench) -> None:
 
 def test_what_others_wait_for_is_not_canceled_unless_asked(bench: JobBench) -> None:
     key = bench.make('ready')
-    bench.client.zadd(bench.keys.meta.replace('meta', f'dep:{key}'), {'=b': 0})
+    waiting = Outgoing('=b', 'q', 0, '0', b'', depends=Dependencies((key,)))
+    bench.publish([waiting], 100, lane='other')
+    assert bench.state('b') == 'waiting'
     bench.add('a')
     before = bench.contents()
     with pytest.raises(HasDependents, match='cascade'):
         bench.jobs.cancel('a')
     assert bench.contents() == before, 'not even the other one'
     assert bench.jobs.cancel('a', cascade=True) == 'gone'
+    bench.claim(0)
+    assert bench.state('b') == 'failed'
 
 
 # -- move ----------------------------------------------------------------------------------
@@ -684,7 +734,7 @@ def test_a_group_ends_in_bounded_steps(bench: JobBench, end: str) -> None:
     bench.die('other', 'h')
     steps: list[int] = []
     assert getattr(bench.jobs, end)('g', steps.append) == 250
-    assert steps == [100, 200, 250]
+    assert steps == [50, 100, 150, 200, 250]
     assert [group.name for group in bench.jobs.groups()] == ['h']
     assert bench.jobs.counts('q').dead == 1
     assert bench.jobs.counts('q').ready == (125 if end == 'replay_group' else 0)

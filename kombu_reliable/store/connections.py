@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import socket
+import struct
 import time
 from collections import deque
+from typing import Any
 
 import redis
 from redis.connection import Connection
@@ -48,7 +51,9 @@ class Connections:
             if time.monotonic() - since < FRESH:
                 return connection
             self._pool.release(connection)
-        return self._pool.get_connection()
+        connection = self._pool.get_connection()
+        _time_out_in_kernel(connection)
+        return connection
 
     def give_back(self, connection: Connection) -> None:
         """Takes back a connection that has answered all that it was asked."""
@@ -67,3 +72,21 @@ class Connections:
         """Takes back a connection on which an answer may still be under way."""
         connection.disconnect()
         self._pool.release(connection)
+
+
+def _time_out_in_kernel(connection: Connection) -> None:
+    """Has the kernel watch the time: Python would ask it twice per command whether it may go on.
+
+    A socket that belongs to an event loop or to TLS is left as it is.
+    """
+    sock: Any = connection._sock
+    limit = connection.socket_timeout
+    if type(sock).__module__ != 'socket' or not limit or sock.gettimeout() is None:
+        return
+    timeval = struct.pack('ll', int(limit), round(limit % 1 * 1e6))
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeval)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeval)
+    except OSError:
+        return  # another platform, another format
+    sock.settimeout(None)

@@ -137,8 +137,8 @@ def _read_job(key: str, fields: Iterator[Any]) -> Any:
         return None
     rank, published, queue, score, owner, lost = (_text(next(fields)) for _ in range(6))
     reason, failure, group, policy, history = (_text(next(fields)) for _ in range(5))
-    dependencies, depends_on = int(next(fields)), _ids(fields)
-    dependent_count, dependents = int(next(fields)), _ids(fields)
+    dependencies, depends_on = _others(fields)
+    dependent_count, dependents = _others(fields)
     at = int(float(score or 0))
 
     def make(envelope: bytes) -> JobInfo:
@@ -170,8 +170,12 @@ def _text(field: bytes | int | None) -> str:
     return field.decode(errors='replace') if isinstance(field, bytes) else str(field or '')
 
 
-def _ids(fields: Iterator[Any]) -> tuple[str, ...]:
-    return tuple(unpack_id(_text(next(fields))) for _ in range(int(next(fields))))
+def _others(fields: Iterator[Any]) -> tuple[int, tuple[str, ...]]:
+    """Their number and the ids of the first ones, without marks that are no jobs."""
+    count, shown = int(next(fields)), int(next(fields))
+    keys = [_text(next(fields)) for _ in range(shown)]
+    jobs = [key for key in keys if key and not key.startswith('!')]
+    return count - (shown - len(jobs)), tuple(map(unpack_id, jobs))
 
 
 def _failure(reason: str, text: str, group: str, at: int) -> Failure:

@@ -124,12 +124,13 @@ class Operations:
     def publish(self, lane: str, first: int, messages: Sequence[Outgoing]) -> Call[tuple[str, ...]]:
         """Stores messages; the value is the key of each, ``''`` if it was stored before,
         :data:`REFUSED` or :data:`CYCLE` if it was refused."""
-        featured = any(one.run or one.depends for one in messages)
+        features = [one.features for one in messages]
+        featured = any(features)
         args: list[Argument] = [lane, first]
-        for one in messages:
-            args += [one.id, one.queue, f'{one.rank:03}', one.due, _tail(one)]
+        for one, its_features in zip(messages, features, strict=True):
+            args += (one.id, one.queue, b'%03d' % one.rank, one.due, _tail(one))
             if featured:
-                args.append(one.features)
+                args.append(its_features)
         return self._call('publish_featured' if featured else 'publish', _texts, *args)
 
     def claim(

@@ -75,6 +75,14 @@ class Store:
         Only calls that the server did not know are sent again: a second claim would lease more.
         """
         replies = self._send(calls)
+        for reply in replies:
+            if isinstance(reply, redis.exceptions.ResponseError):
+                self._mend(calls, replies)
+                break
+        return [call.decode(reply) for call, reply in zip(calls, replies, strict=True)]
+
+    def _mend(self, calls: Sequence[Call[Any]], replies: list[Any]) -> None:
+        """Repeats the calls of scripts that the server did not know; other errors are raised."""
         unknown = [
             number
             for number, reply in enumerate(replies)
@@ -88,7 +96,6 @@ class Store:
         for reply in replies:
             if isinstance(reply, redis.exceptions.ResponseError):
                 raise translate(reply) from reply
-        return [call.decode(reply) for call, reply in zip(calls, replies, strict=True)]
 
     def repeat(self, call: Call[T]) -> T:
         """As :meth:`run`, for a call that may be made twice: a lost connection costs one more."""

@@ -49,7 +49,7 @@ def publish(store: Store, memory: MutableMapping[str, Any], items: Sequence[Item
     if nonce is None or nonce.count != len(items):
         nonce = memory[NONCE] = next_nonce(len(items))
     try:
-        replies = store.run_all(list(_calls(store.operations, nonce, items)))
+        replies = store.run_all(_calls(store.operations, nonce, items))
     except BaseException:
         # It may be repeated, but other publishes of this thread may come first.
         abandon_lane(nonce)
@@ -65,24 +65,24 @@ def publish(store: Store, memory: MutableMapping[str, Any], items: Sequence[Item
             raise cycle()
 
 
-def _calls(operations: Operations, nonce: Nonce, items: Sequence[Item]) -> Iterator[Call[Any]]:
+def _calls(operations: Operations, nonce: Nonce, items: Sequence[Item]) -> list[Call[Any]]:
     """One of several calls can fail alone, so each numbers its messages in a lane of its own."""
+    calls: list[Call[Any]] = []
     at = 0
-    number = 0
     while at < len(items):
-        lane = f'{nonce.lane}.{number}' if number else nonce.lane
+        lane = f'{nonce.lane}.{len(calls)}' if calls else nonce.lane
         item = items[at]
         if isinstance(item, Broadcast):
-            yield operations.fanout(lane, nonce.first + at, item)
+            calls.append(operations.fanout(lane, nonce.first + at, item))
             at += 1
         else:
             messages = _leading_messages(items[at : at + PUBLISH_LIMIT])
-            if not messages:
-                yield from _calls_for_many_edges(operations, lane, nonce.first + at, item)
+            if messages:
+                calls.append(operations.publish(lane, nonce.first + at, messages))
             else:
-                yield operations.publish(lane, nonce.first + at, messages)
+                calls += _calls_for_many_edges(operations, lane, nonce.first + at, item)
             at += len(messages) or 1
-        number += 1
+    return calls
 
 
 def _calls_for_many_edges(

@@ -13,6 +13,13 @@ local function closes_cycle(id, on)
   if redis.call('SISMEMBER', WANTED, id) == 0 then
     return false
   end
+  local waiting = {}
+  for i, key in ipairs(on) do
+    waiting[i] = UNMET .. key
+  end
+  if redis.call('EXISTS', unpack(waiting)) == 0 then
+    return false
+  end
 
   local function above(key)
     return redis.call('SRANDMEMBER', UNMET .. key, LIMIT + 1)

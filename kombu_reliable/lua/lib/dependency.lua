@@ -21,28 +21,41 @@ local stirred = false -- whether this call has put something into RELEASES
 local function make_dependencies()
   local FAIL, IGNORE, AWAITED = 1, 2, 3 -- AWAITED: the score of '', see `await`
   local ARRIVALS = 35184372088832 -- a number of arrival as a fraction of this is exact
-  local INLINE = 500 -- edges that a call undoes by itself
+  local INLINE = 500 -- edges that a call does by itself
   local TWINS_SEEN = 1000
-  local LONGEST = 276 -- bytes of a record with a queue's name of 255
-  local undone = 0
+  local HEAD = 100 -- bytes of a record, more if the name of its queue is longer
+  local FEW, TOLD = 5, 100 -- dependents that start at once: of one key, in a call
+  local BLOCK = 16 -- numbers of arrival that are taken at once
+  local undone, told, number, last = 0, 0, 0, 0
+  local awake = {}
+  local expecting -- whether anybody expects anything
 
-  -- What follows has to be done by a claim.
-  local function later(what, name, key)
-    redis.call('RPUSH', RELEASES, what .. ';' .. name .. ';' .. key)
-    alarm_by('', 0)
-    stirred = true
+  local function next_number()
+    if number == last then
+      last = redis.call('HINCRBY', META, 'seq', BLOCK)
+      number = last - BLOCK
+    end
+    number = number + 1
+    return number
+  end
+
+  local function wake(queue)
+    if not awake[queue] then
+      awake[queue] = true
+      arm(queue)
+    end
   end
 
   -- A set that is worked through in steps must not get new members meanwhile.
   local function set_aside(family, key)
-    local name = string.format('!%.0f', redis.call('HINCRBY', META, 'seq', 1))
-    redis.call('RENAME', family .. key, family .. name)
+    local name = string.format('!%.0f', next_number())
+    redis.pcall('RENAME', family .. key, family .. name) -- it may be empty
     return name
   end
 
   -- The head of a record of ours, and its queue; nil if there is none.
   local function look_up(key)
-    local head = redis.pcall('GETRANGE', JOB .. key, 0, LONGEST)
+    local head = redis.pcall('GETRANGE', JOB .. key, 0, HEAD)
     local length = type(head) == 'string' and tonumber(string.sub(head, 18, RECORD_HEAD))
     if not length then
       return nil
@@ -53,6 +66,20 @@ local function make_dependencies()
     return head, record_queue(head)
   end
 
+  -- Notes what a claim has to do, for a job or for those in a set.  Somebody has to be awake; he
+  -- wakes the rest.
+  local function later(what, name, key, set, id)
+    redis.call('RPUSH', RELEASES, what .. ';' .. name .. ';' .. key)
+    if not stirred then
+      alarm_by('', 0)
+      local _, queue = look_up(id or redis.call('ZRANGE', set, 0, 0)[1] or '')
+      if queue then
+        arm(queue)
+      end
+    end
+    stirred = true
+  end
+
   local function note_of_edge(dependency, id)
     return #dependency .. ':' .. dependency .. id
   end
@@ -60,16 +87,15 @@ local function make_dependencies()
   local function expect(dependency, id, at)
     redis.call('ZADD', EXPECTED, at, note_of_edge(dependency, id))
     alarm_by('', at)
+    expecting = true
   end
 
   local function edge_is_gone(dependency, id)
-    redis.call('ZREM', EXPECTED, note_of_edge(dependency, id))
-  end
-
-  local function arm_for(id)
-    local _, queue = look_up(id)
-    if queue then
-      arm(queue)
+    if expecting == nil then
+      expecting = redis.call('EXISTS', EXPECTED) == 1
+    end
+    if expecting then
+      redis.call('ZREM', EXPECTED, note_of_edge(dependency, id))
     end
   end
 
@@ -86,7 +112,7 @@ local function make_dependencies()
   local function stop_waiting(id)
     undone = undone + redis.call('SCARD', UNMET .. id)
     if undone > INLINE then
-      later('undo', set_aside(UNMET, id), id)
+      later('undo', set_aside(UNMET, id), id, nil, id)
       return
     end
     for _, dependency in ipairs(redis.call('SRANDMEMBER', UNMET .. id, INLINE)) do
@@ -95,25 +121,75 @@ local function make_dependencies()
     redis.call('UNLINK', UNMET .. id)
   end
 
-  -- Tells those who wait for a key how it ended: 'ok', 'failed' (but it may be replayed) or
-  -- 'gone' (and it will not).
-  local function tell_dependents(key, outcome)
-    local dependents = DEPENDENTS .. key
-    local first, last, name = 0, '+inf', ''
-    if outcome == 'failed' then
-      first, last = FAIL, '(' .. AWAITED
-    else
-      redis.call('SREM', WANTED, key)
-    end
-    local found = redis.call('ZRANGEBYSCORE', dependents, first, last, 'LIMIT', 0, 1)[1]
-    if not found then
+  -- A job that waits for nothing any more becomes ready, or delayed if it is not due.
+  local function start(id, now)
+    local head, queue = look_up(id)
+    local due = head and redis.pcall('ZSCORE', WAITING .. queue, id)
+    if not due then
       return
     end
-    if outcome ~= 'failed' then
-      name = set_aside(DEPENDENTS, key)
+    due = tonumber(due) or 0 -- foreign data in the place of those who wait
+    if due <= now then
+      local at = place(string.sub(head, 2, 4), next_number())
+      if type(redis.pcall('ZADD', READY .. queue, at, id)) == 'table' then
+        due = now + 1 -- and here: time will tell
+      end
     end
-    later(outcome, name, key)
-    arm_for(found) -- somebody has to be awake
+    if due > now then
+      redis.call('ZADD', DELAYED .. queue, due, id)
+      alarm_by(queue, due)
+    end
+    redis.pcall('ZREM', WAITING .. queue, id)
+    wake(queue)
+  end
+
+  -- A dependency does not hold a job back any more; '' is no job, see `await`.
+  local function meet(dependency, id, now)
+    if id == '' then
+      edge_is_gone(dependency, id)
+    elseif redis.call('SREM', UNMET .. id, dependency) == 1 then
+      edge_is_gone(dependency, id)
+      if redis.call('EXISTS', UNMET .. id) == 0 then
+        start(id, now)
+      end
+    end
+  end
+
+  -- Those who wait for what has succeeded are nearly always few.
+  local function tell_a_few(key, now)
+    local found = told < TOLD and redis.call('ZRANGE', DEPENDENTS .. key, 0, FEW)
+    if not found or #found > FEW then
+      return false
+    end
+    told = told + #found
+    for _, id in ipairs(found) do
+      if not pcall(meet, key, id, now) then
+        return false -- foreign data; more is to be said elsewhere
+      end
+    end
+    redis.call('UNLINK', DEPENDENTS .. key)
+    redis.call('SREM', WANTED, key)
+    return true
+  end
+
+  -- Tells those who wait for a key how it ended: 'ok', 'failed' (but it may be replayed) or
+  -- 'gone' (and it will not).
+  local function tell_dependents(key, outcome, now)
+    if outcome == 'ok' and now and tell_a_few(key, now) then
+      return
+    end
+    local dependents = DEPENDENTS .. key
+    if outcome ~= 'failed' then
+      redis.call('SREM', WANTED, key)
+      local name = set_aside(DEPENDENTS, key)
+      later(outcome, name, key, DEPENDENTS .. name)
+    elseif redis.call('ZCOUNT', dependents, FAIL, '(' .. AWAITED) > 0 then
+      later(outcome, '', key, dependents)
+    end
+  end
+
+  local function told_already()
+    return told
   end
 
   local function is_dead(key, head, queue)
@@ -197,6 +273,23 @@ local function make_dependencies()
     return not before or #before == 0
   end
 
+  -- Whether some of these ids may stand for other keys than their own.
+  local function is_any_unusual(keys)
+    local twins = {}
+    for i, key in ipairs(keys) do
+      twins[i] = TWINS .. key
+    end
+    if redis.call('EXISTS', unpack(twins)) > 0 then
+      return true
+    end
+    for _, wanted in ipairs(redis.call('SMISMEMBER', WANTED, unpack(keys))) do
+      if wanted == 1 then
+        return true
+      end
+    end
+    return false
+  end
+
   -- Enters a job as the dependent of others.
   --   wanted   {on = keys, policy = number, within = ms for each key that is still to come, or 0,
   --            after = for each key those of which one lives until it is published}
@@ -204,10 +297,13 @@ local function make_dependencies()
   -- Returns whether there is anything to wait for.
   local function depend(id, queue, wanted, arrival, now)
     local unmet, wakes = {}, false
-    for i, named in ipairs(wanted.on) do
-      local policy = string.sub(named, 1, 1) == '!' and FAIL or wanted.policy
+    local unusual = is_any_unusual(wanted.on)
+    for i, key in ipairs(wanted.on) do
+      local policy = string.sub(key, 1, 1) == '!' and FAIL or wanted.policy
       local within = wanted.within and wanted.within[i] or 0
-      local key = meant_by(named)
+      if unusual then
+        key = meant_by(key)
+      end
       local state = state_of(key)
       local holds = within > 0 and is_to_come(wanted.after and wanted.after[i])
       if state then
@@ -221,8 +317,7 @@ local function make_dependencies()
           expect(key, id, now + within)
           wakes = true -- whoever watches the clock must know of this
         elseif state == 'dead' and policy == FAIL then
-          later('failed', '', key)
-          wakes = true
+          later('failed', '', key, nil, id)
         end
       end
     end
@@ -237,43 +332,10 @@ local function make_dependencies()
     return true
   end
 
-  -- A job that waits for nothing any more becomes ready, or delayed if it is not due.
-  local function start(id, now)
-    local head, queue = look_up(id)
-    local due = head and redis.pcall('ZSCORE', WAITING .. queue, id)
-    if not due then
-      return
-    end
-    due = tonumber(due) or 0 -- foreign data in the place of those who wait
-    if due <= now then
-      local sequence = redis.call('HINCRBY', META, 'seq', 1)
-      local at = place(string.sub(head, 2, 4), sequence)
-      if type(redis.pcall('ZADD', READY .. queue, at, id)) == 'table' then
-        due = now + 1 -- and here: time will tell
-      end
-    end
-    if due > now then
-      redis.call('ZADD', DELAYED .. queue, due, id)
-      alarm_by(queue, due)
-    end
-    redis.pcall('ZREM', WAITING .. queue, id)
-    arm(queue)
-  end
-
-  -- A dependency does not hold a job back any more.
-  local function meet(dependency, id, now)
-    if redis.call('SREM', UNMET .. id, dependency) == 1 then
-      edge_is_gone(dependency, id)
-      if redis.call('EXISTS', UNMET .. id) == 0 then
-        start(id, now)
-      end
-    end
-  end
-
   local all = {await = await, depend = depend, drop_edge = drop_edge, look_up = look_up, meet = meet}
-  all.arm_for, all.edge_is_gone, all.state_of = arm_for, edge_is_gone, state_of
+  all.state_of = state_of
   all.stop_waiting, all.tell_dependents = stop_waiting, tell_dependents
-  all.tell_of_twin = tell_of_twin
+  all.tell_of_twin, all.told_already = tell_of_twin, told_already
   return all
 end
 
@@ -285,14 +347,15 @@ local function dependencies()
 end
 
 -- To be called for the jobs that end and are not about to come again.  The outcome is 'ok',
--- 'failed' (a dead letter, which may be replayed) or 'gone'.
-local function all_ended(ids, outcome)
+-- 'failed' (a dead letter, which may be replayed) or 'gone'.  Who says what time it is lets a few
+-- dependents start at once; what else there is to do is left to the next claim.
+local function all_ended(ids, outcome, now)
   if #ids == 0 or redis.call('EXISTS', WANTED) == 0 then
     return
   end
   for i, wanted in ipairs(redis.call('SMISMEMBER', WANTED, unpack(ids))) do
     if wanted == 1 then
-      dependencies().tell_dependents(ids[i], outcome)
+      dependencies().tell_dependents(ids[i], outcome, now)
     elseif string.byte(ids[i]) == 126 then
       dependencies().tell_of_twin(ids[i], outcome)
     end

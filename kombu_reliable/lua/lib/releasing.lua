@@ -1,14 +1,16 @@
 -- @include alarm
 -- @include dead
 -- @include dependency
+-- @include wake
 -- Works through what the ends of jobs mean for those that wait for them, in bounded steps.  What
 -- is left keeps an alarm, that of the queue '': whoever serves it does the next step.
 local function releasing(_, now, hold, retention, keep)
   local EDGES = 100   -- a step
+  local DOOM = 3      -- what a death costs, in edges
   local ENTRIES = 100 -- a step
   local WAIT, IGNORE, BEYOND = 0, 2, '(3'
   local all = dependencies()
-  local left, progress = EDGES, false
+  local left, progress = math.max(EDGES - all.told_already(), 0), false
   local problem
 
   -- What a job waits for will not succeed: it becomes a dead letter.
@@ -27,14 +29,13 @@ local function releasing(_, now, hold, retention, keep)
         redis.call('HSET', EXTRA .. id, 'cause', dependency)
       end
       alarm_by(queue, now + retention + 1)
+      left = left - DOOM + 1
     end
     all.stop_waiting(id)
   end
 
   local function judge(dependency, id, outcome, policy)
-    if id == '' then
-      all.edge_is_gone(dependency, id)
-    elseif outcome == 'ok' or policy == IGNORE then
+    if outcome == 'ok' or policy == IGNORE or id == '' then
       all.meet(dependency, id, now)
     elseif outcome == 'gone' or policy ~= WAIT then
       doom(dependency, id, 'dependency')
@@ -45,6 +46,10 @@ local function releasing(_, now, hold, retention, keep)
   local function judge_all(edges, dependents, dependency, outcome)
     local done = {}
     for i = 1, #edges, 2 do
+      if left <= 0 then
+        break
+      end
+      left = left - 1
       local policy = math.floor(tonumber(edges[i + 1]))
       local fine, error_ = pcall(judge, dependency, edges[i], outcome, policy)
       if fine then
@@ -53,7 +58,6 @@ local function releasing(_, now, hold, retention, keep)
         problem = error_
       end
     end
-    left = left - #edges / 2
     if #done > 0 then
       redis.call('ZREM', dependents, unpack(done))
       progress = true
@@ -136,8 +140,9 @@ local function releasing(_, now, hold, retention, keep)
   end
 
   local function lose_patience()
-    local notes = redis.call('ZRANGEBYSCORE', EXPECTED, '-inf', now, 'LIMIT', 0, left)
+    local notes = redis.call('ZRANGEBYSCORE', EXPECTED, '-inf', now, 'LIMIT', 0, math.floor(EDGES / DOOM))
     for _, note in ipairs(notes) do
+      left = left - 1
       local length, rest = string.match(note, '^(%d+):(.*)$')
       if length then
         length = tonumber(length)
@@ -148,7 +153,6 @@ local function releasing(_, now, hold, retention, keep)
     end
     if #notes > 0 then
       redis.call('ZREM', EXPECTED, unpack(notes))
-      left = left - #notes
       progress = true
     end
   end
@@ -168,8 +172,9 @@ local function releasing(_, now, hold, retention, keep)
     redis.call('ZADD', ALARMS, now, '')
     local name = string.match(entry, '^%a+;([^;]*);')
     local first = name and redis.call('ZRANGE', DEPENDENTS .. name, 0, 0)[1]
-    if first and progress then
-      all.arm_for(first)
+    local _, queue = all.look_up(first or '')
+    if queue and progress then
+      arm(queue)
     end
   elseif expected then
     redis.call('ZADD', ALARMS, expected, '')

@@ -4,7 +4,7 @@
 -- @include twins
 -- @include whereabouts
 -- Takes a job out of the world, with everything that is its own.
-local function remove(id, job, now)
+local function remove(id, job)
   if job.state ~= 'nowhere' then
     redis.call('ZREM', PLACES[job.state] .. job.queue, id)
   end
@@ -13,11 +13,12 @@ local function remove(id, job, now)
   end
   if job.state == 'failed' then
     leave_group(id)
-  elseif job.state == 'waiting' then
-    forsake(id)
   end
   redis.call('UNLINK', JOB .. id, EXTRA .. id)
   leave_twin(id)
   disarm(job.queue)
-  ended(id, 'gone', now)
+  ended(id, 'gone')
+  if job.state == 'waiting' then
+    forsake(id)
+  end
 end

@@ -101,7 +101,7 @@ local function settle(first, last, now, retention, keep, reply)
       dependencies().await(id, now + retention)
     end
     redis.call('UNLINK', unpack(doomed))
-    all_ended(forgotten.ack, 'ok')
+    all_ended(forgotten.ack, 'ok', now)
     all_ended(forgotten.cancel, 'gone')
   end
   for _, other in ipairs(others) do

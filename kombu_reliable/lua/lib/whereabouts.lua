@@ -6,8 +6,8 @@ local PLACES = {ready = READY, delayed = DELAYED, leased = LEASED, waiting = WAI
 local STATES = {'ready', 'delayed', 'leased', 'waiting', 'failed'}
 
 -- Returns a table of state, score, rank (text), published (text), queue, owner; nil if there is
--- no record of ours.
-local function find(id)
+-- no record of ours.  It looks first where the job is likely to be.
+local function find(id, likely)
   local head = redis.pcall('GETRANGE', JOB .. id, 0, 299)
   if type(head) ~= 'string' then
     return nil -- foreign data
@@ -23,7 +23,8 @@ local function find(id)
     queue = redis.call('GETRANGE', JOB .. id, 21, 20 + length)
   end
   local job = {rank = rank, published = published, queue = queue, state = 'nowhere', owner = false}
-  for _, state in ipairs(STATES) do
+  for i = likely and 0 or 1, #STATES do
+    local state = STATES[i] or likely
     local score = redis.pcall('ZSCORE', PLACES[state] .. queue, id)
     if type(score) == 'string' then
       job.state, job.score = state, score

@@ -17,6 +17,7 @@
 -- @include run
 local reason, cascade, spare = ARGV[2], ARGV[3] == '1', ARGV[4] == '1'
 local FIRST = 5
+local LOOK = 100
 
 -- The claim that would deliver it again ends it.
 local function forbid(id)
@@ -33,9 +34,22 @@ local function live(id)
   return job and job.state ~= 'failed' and job, job
 end
 
+-- Whether others wait for a job; not all that are entered there still do.
+local function is_wanted(id)
+  if redis.call('SISMEMBER', WANTED, id) == 0 then
+    return false
+  end
+  for _, dependent in ipairs(redis.call('ZRANGE', DEPENDENTS .. id, 0, LOOK)) do
+    if redis.call('SISMEMBER', UNMET .. dependent, id) == 1 then
+      return true
+    end
+  end
+  return false
+end
+
 local wanted = false
 for i = FIRST, cascade and 0 or #ARGV do
-  wanted = wanted or (redis.call('EXISTS', DEPENDENTS .. ARGV[i]) == 1 and live(ARGV[i]))
+  wanted = wanted or (is_wanted(ARGV[i]) and live(ARGV[i]))
 end
 
 return act(FIRST, function(id, now)
@@ -53,7 +67,7 @@ return act(FIRST, function(id, now)
   if job.owner then
     fence(owner_token(job.owner), now)
   end
-  remove(id, job, now)
+  remove(id, job)
   -- Foreign data where ends are told must not keep a job alive.
   pcall(tell, job.queue, id, record, 'canceled', reason, now)
   return job.owner and 'requested' or 'gone'

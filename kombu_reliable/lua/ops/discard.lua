@@ -9,9 +9,9 @@
 local named = ARGV[2]
 
 return act(3, function(id, now)
-  local job = find(id)
+  local job = find(id, 'failed')
   if job and job.state == 'failed' then
-    remove(id, job, now)
+    remove(id, job)
     return 'done'
   end
   if named ~= '' then

@@ -16,6 +16,7 @@ if foreign(version) then
 end
 local shown = math.max(1, math.floor(5 * SHOWN / math.max(5, #ARGV - 1)))
 local reply = {}
+local POLICIES = {[0] = 'wait', 'fail', 'ignore'}
 
 local function add(...)
   for i = 1, select('#', ...) do
@@ -32,18 +33,23 @@ local function add_others(count, list, key, ...)
   add(size, #keys, unpack(keys))
 end
 
+-- What becomes of a waiting job if what it waits for fails.
+local function policy_of(id)
+  local dependency = redis.pcall('SRANDMEMBER', UNMET .. id)
+  local score = type(dependency) == 'string' and redis.pcall('ZSCORE', DEPENDENTS .. dependency, id)
+  return type(score) == 'string' and POLICIES[math.floor(tonumber(score))]
+end
+
 for i = 2, #ARGV do
   local id = ARGV[i]
   local job = find(id)
   if not job or job.state == 'nowhere' then
     add('')
   else
-    local noted = redis.pcall('HMGET', EXTRA .. id, 'n', 'reason', 'failure', 'group', 'policy', 'h')
+    local noted = redis.pcall('HMGET', EXTRA .. id, 'n', 'reason', 'failure', 'group', 'h')
     noted = noted.err and {} or noted
     add(job.state, job.rank, job.published, job.queue, job.score, job.owner)
-    for field = 1, 6 do
-      add(noted[field])
-    end
+    add(noted[1], noted[2], noted[3], noted[4], job.state == 'waiting' and policy_of(id), noted[5])
     add_others('SCARD', 'SRANDMEMBER', UNMET .. id, shown)
     add_others('ZCARD', 'ZRANGE', DEPENDENTS .. id, 0, shown - 1)
   end

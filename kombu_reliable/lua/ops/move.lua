@@ -4,9 +4,9 @@
 -- Reply per job: done, unknown, leased (it stays where it is), no-queue (the queue was deleted)
 -- Cost  O(log n) per job, and copies their messages; at most 100 jobs a call
 -- @include acting
+-- @include delaying
 -- @include disarm
 -- @include disown
--- @include due
 -- @include history
 -- @include whereabouts
 local retention, target = tonumber(ARGV[2]), ARGV[3]
@@ -41,7 +41,7 @@ return act(4, function(id, now, keeper)
   if job.state == 'ready' then
     arm(target)
   elseif job.state == 'delayed' then
-    expect(target, tonumber(job.score), now, keeper)
+    delay(target, id, tonumber(job.score), now, keeper)
   elseif job.state == 'failed' then
     alarm_by(target, tonumber(job.score) + retention + 1)
   end

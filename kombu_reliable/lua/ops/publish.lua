@@ -37,7 +37,11 @@ for i = 1, count do
       delay(queue, id, due, now, meta[2])
     else
       redis.call('ZADD', READY .. queue, place(rank, sequence + i), id)
-      arm(queue)
+      if pausing then
+        arm(queue)
+      else
+        redis.call('ZADD', WAKE .. queue, 0, '1')
+      end
     end
   end
   reply[i] = id

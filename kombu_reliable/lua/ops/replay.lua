@@ -13,7 +13,7 @@
 local named = ARGV[2]
 
 local function replay(id, now)
-  local job = find(id)
+  local job = find(id, 'failed')
   if not job or job.state == 'nowhere' then
     return 'unknown'
   end

@@ -4,8 +4,8 @@
 -- Reply per job: done, unknown, leased or failed (it stays as it is)
 -- Cost  O(log n) per job; at most 100 jobs a call
 -- @include acting
+-- @include delaying
 -- @include disown
--- @include due
 -- @include place
 -- @include whereabouts
 local due = tonumber(ARGV[2])
@@ -21,12 +21,11 @@ return act(3, function(id, now, keeper)
   elseif job.state ~= 'ready' and job.state ~= 'delayed' then
     return job.state
   elseif due > now then
-    redis.call('ZADD', DELAYED .. queue, due, id)
     if job.state == 'ready' then
       redis.call('ZREM', READY .. queue, id)
       disown(id, job, now)
     end
-    expect(queue, due, now, keeper)
+    delay(queue, id, due, now, keeper)
   elseif job.state == 'delayed' then
     redis.call('ZADD', READY .. queue, place(job.rank, redis.call('HINCRBY', META, 'seq', 1)), id)
     redis.call('ZREM', DELAYED .. queue, id)
