@@ -812,6 +812,17 @@ def test_the_groups_know_what_is_dead(store_factory: Callable[..., Store], end: 
         assert bench.left() == set()
 
 
+def test_of_a_group_those_in_deleted_queues_stay(bench: JobBench) -> None:
+    bench.store.run(bench.operations.declare('r', HOUR))
+    for number in range(60):
+        bench.die(f'r{number}', 'g', queue='r')
+    bench.die('a', 'g')
+    bench.store.delete('r')
+    assert bench.jobs.replay_group('g') == 1
+    assert [(group.name, group.count) for group in bench.jobs.groups()] == [('g', 60)]
+    assert bench.state() == 'ready'
+
+
 def test_a_dead_letter_in_a_deleted_queue_is_kept(bench: JobBench) -> None:
     bench.store.run(bench.operations.declare('q', HOUR))
     bench.make('failed')
