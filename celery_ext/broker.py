@@ -13,9 +13,6 @@ __all__ = ('is_ours', 'require', 'speaks_ours', 'warn_inert')
 
 _OURS = 'kombu_reliable.transport:Transport'
 
-#: What was warned of: the name of an app, and why.
-_warned: set[tuple[int, str]] = set()
-
 
 def is_ours(app: Any) -> bool:
     """Whether the app publishes to kombu_reliable; decided by its broker URL, without I/O."""
@@ -44,6 +41,7 @@ def require(app: Any, what: str, connection: Any = None) -> None:
 
 def warn_inert(app: Any, why: str, what: str) -> None:
     """Warns, once per app and reason, that something of ours does nothing."""
-    if (id(app), why) not in _warned:
-        _warned.add((id(app), why))
+    warned = app.__dict__.setdefault('celery_ext_warned', set())
+    if why not in warned:
+        warned.add(why)
         warnings.warn(f'{what} of celery_ext: no effect {why}', InertWarning, stacklevel=3)

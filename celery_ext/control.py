@@ -42,8 +42,9 @@ def _durable(revoke: Callable[..., Any]) -> Callable[..., Any]:
         extension = self.app.__dict__.get('celery_ext')
         # Those who name workers speak to these alone.
         if extension is not None and destination is None and is_ours(self.app):
-            ids = [task_id] if isinstance(task_id, str) else list(task_id)
-            extension.jobs.revoke(ids, terminate)
+            if not isinstance(task_id, str):
+                task_id = list(task_id)
+            extension.jobs.revoke([task_id] if isinstance(task_id, str) else task_id, terminate)
         return revoke(self, task_id, destination, terminate, *args, **kwargs)
 
     return revoke_and_remove

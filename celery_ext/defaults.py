@@ -7,12 +7,15 @@ delivery neither is needed, so both are turned round for apps that leave it open
 from __future__ import annotations
 
 import logging
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from celery import signals
 from celery.app.utils import Settings
 
 from celery_ext.broker import is_ours, warn_inert
+
+if TYPE_CHECKING:
+    from celery_ext.installation import Extension
 
 __all__ = ('SAFE', 'watch')
 
@@ -22,30 +25,24 @@ logger = logging.getLogger('celery_ext')
 SAFE = {'task_acks_late': True, 'task_reject_on_worker_lost': True}
 
 
-def watch(app: Any, chosen: dict[str, Any]) -> None:
-    """Sets the defaults as soon as the app's configuration is read, whenever that is.
-
-    Args:
-        app: the app.
-        chosen: gets what was set.
-    """
-    old: list[str] = []
+def watch(extension: Extension) -> None:
+    """Sets the defaults as soon as the app's configuration is read, whenever that is."""
+    app = extension.app
 
     def on_after_configure(**_: Any) -> None:
-        chosen.clear()
-        chosen.update(_apply(app))
-
-    def on_worker_setup(instance: Any, **_: Any) -> None:
-        if instance.app is app:
-            _announce(app, chosen, old)
+        extension.defaults = _apply(app)
 
     app.on_after_configure.connect(on_after_configure, weak=False, dispatch_uid='celery_ext')
-    signals.celeryd_after_setup.connect(
-        on_worker_setup, weak=False, dispatch_uid=('celery_ext', id(app))
-    )
+    signals.celeryd_after_setup.connect(_on_worker_setup, weak=False, dispatch_uid='celery_ext')
     if app.configured:
-        old += _bound_tasks(app)
+        extension.late_tasks = _bound_tasks(app)
         on_after_configure()
+
+
+def _on_worker_setup(instance: Any, **_: Any) -> None:
+    extension = instance.app.__dict__.get('celery_ext')
+    if extension is not None:
+        _announce(extension)
 
 
 def _apply(app: Any) -> dict[str, Any]:
@@ -70,9 +67,10 @@ def _bound_tasks(app: Any) -> list[str]:
     )
 
 
-def _announce(app: Any, chosen: dict[str, Any], old: list[str]) -> None:
-    if not is_ours(app):
-        warn_inert(app, 'on a broker that is not kombu_reliable', 'install()')
+def _announce(extension: Extension) -> None:
+    chosen, old = extension.defaults, extension.late_tasks
+    if not is_ours(extension.app):
+        warn_inert(extension.app, 'on a broker that is not kombu_reliable', 'install()')
         return
     if chosen:
         text = ', '.join(f'{name} = {value}' for name, value in chosen.items())

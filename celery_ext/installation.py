@@ -33,6 +33,8 @@ class Extension:
         self.app = app
         #: The settings that were set because the user had left them open.
         self.defaults: dict[str, Any] = {}
+        #: Tasks that had read the configuration before that.
+        self.late_tasks: list[str] = []
         self.jobs = Jobs(self)
         self.queues = Queues(self)
         self.dead = DeadLetters(self)
@@ -85,5 +87,5 @@ def install(app: Any = None) -> Extension:
     options.connect()
     options.watch_app(app)
     control.connect()
-    defaults.watch(app, extension.defaults)
+    defaults.watch(extension)
     return extension

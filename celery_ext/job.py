@@ -96,7 +96,7 @@ class Dependencies(Sequence[str]):
         return len(self._job.info.depends_on)
 
     @property
-    def count(self) -> int:  # type: ignore[override]
+    def total(self) -> int:
         """How many there are in all."""
         return self._job.info.dependencies
 

@@ -7,7 +7,7 @@ signatures, all canvas, callbacks, and custom task classes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import wraps
 from typing import Any
 
@@ -42,10 +42,10 @@ def watch_app(app: Any) -> None:
             _translate(app, name, options)
         for field in _NESTED:
             if options.get(field):
-                _prepare_nested(options[field], options)
+                _prepare_nested(options[field], _done(options) if field == 'chord' else ())
         if name.startswith('celery.') and args:
             # Celery's own tasks carry signatures as arguments.
-            _prepare_nested(args, options)
+            _prepare_nested(args)
         return send_task(name, args, kwargs, *rest, **options)
 
     send.translates_options = True  # type: ignore[attr-defined]
@@ -70,24 +70,25 @@ def _translate(app: Any, name: str, options: dict[str, Any]) -> None:
     options['headers'] = headers
 
 
-def _prepare_nested(nested: Any, options: Mapping[str, Any]) -> None:
-    """What is published later travels as text: results become ids.
+def _id(dependency: str | Mapping[str, Any]) -> str:
+    return dependency if isinstance(dependency, str) else str(dependency['id'])
 
-    The body of a chord gets the options of the chord, as its header does.  What the header has
-    waited for is done when the body is published, and need not be expected once more.
+
+def _done(options: Mapping[str, Any]) -> frozenset[str]:
+    """What the body of a chord need not wait for, nor expect once more.
+
+    It gets the options of the chord, as the header does, and the header has waited.
     """
-    done = {
-        one if isinstance(one, str) else one['id']
-        for one in (options.get('headers') or {}).get(DEPENDS_ON, ())
-    }
+    return frozenset(map(_id, (options.get('headers') or {}).get(DEPENDS_ON, ())))
+
+
+def _prepare_nested(nested: Any, done: Collection[str] = ()) -> None:
+    """What is published later travels as text: results become ids."""
     for signature in _signatures(nested):
         own = signature['options']
         if own.get('depends_on'):
-            own['depends_on'] = [
-                one
-                for one in normalize(own['depends_on'])
-                if (one if isinstance(one, str) else one['id']) not in done
-            ]
+            wanted = normalize(own['depends_on'])
+            own['depends_on'] = [one for one in wanted if _id(one) not in done]
 
 
 def _signatures(nested: Any) -> Iterable[Mapping[str, Any]]:

@@ -25,6 +25,7 @@ from celery_ext import (
     expected,
 )
 from celery_ext.options import DEPENDS_ON, POLICY
+from kombu_reliable import InvalidMessage
 
 _names = itertools.count()
 
@@ -330,6 +331,14 @@ def test_a_chord_waits_once(app: Celery, task: Any, sent: Sent) -> None:
     assert all('"expected"' not in dumps(body[2]) for _, body in published)
 
 
+def test_a_callback_that_is_used_again_keeps_what_it_waits_for(task: Any, sent: Sent) -> None:
+    callback = task.si(2).set(depends_on=['one'])
+    for _ in range(2):
+        sent.clear()
+        task.si(1).set(link=callback).apply_async(depends_on=['one'])
+        assert '"depends_on": ["one"]' in dumps(sent[0][1][2])
+
+
 def test_other_headers_stay(task: Any, sent: Sent) -> None:
     given = {'mine': 1}
     task.apply_async((1,), headers=given, depends_on=['a'])
@@ -411,6 +420,11 @@ def test_depends_on_another_broker_is_an_error(make_app: Callable[..., Celery], 
     assert len(sent) == 1
     with app.connection_for_write() as connection, pytest.raises(ForeignBroker):
         work.apply_async(connection=connection, depends_on=['a'])
+
+
+def test_depends_on_without_the_extension_is_an_error(app: Celery) -> None:
+    with pytest.raises(InvalidMessage, match=r'celery_ext\.install'):
+        app.send_task('work', depends_on=['a'])
 
 
 def test_objects_on_another_broker_are_an_error(make_app: Callable[..., Celery]) -> None:

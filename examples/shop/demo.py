@@ -60,10 +60,13 @@ def orders_that_wait() -> None:
     order = shop.place_order(1, 'Ada', 40)
     for result in (order.payment, order.invoice, order.parcel, order.reminder):
         job = ext.jobs[result]
-        print(f'   {job.task:<13} {job.state:<8} waits for {len(job.depends_on)} jobs')
+        before = [ext.jobs[one].task for one in job.depends_on]
+        after = f' until after {", ".join(before)}' if before else ''
+        print(f'   {job.task:<12} is {job.state}{after}')
     print('   Payments are paused; now they go on.')
     ext.queues['payments'].resume()
     print('  ', order.parcel.get(timeout=30), 'is on its way; the books:', shop.books(1))
+    until(lambda: ext.jobs[order.reminder].state == 'delayed', 'the reminder')
     job = ext.jobs[order.reminder]
     print(f'   the reminder is {job.state} until {job.due:%d %B, %H:%M}; asked at once instead:')
     job.reschedule(countdown=0)
@@ -99,11 +102,10 @@ def a_cancelled_order() -> None:
     except HasDependents as error:
         print('   refused:', error)
     print('   with cascade:', ext.jobs.cancel(order.payment, cascade=True))
-    until(lambda: order.reminder not in ext.jobs or ext.jobs[order.reminder].state == 'failed',
-          'the end of the order')  # fmt: skip
+    until(lambda: ext.jobs[order.reminder].state == 'failed', 'the end of the order')
     ext.queues['payments'].resume()
     for job in ext.dead.page():
-        print(f'   {job.task:<13} failed: {job.failure.reason if job.failure else ""}')
+        print(f'   {job.task:<12} failed: {job.failure.reason if job.failure else ""}')
     print('   the books:', shop.books(3))
     for group in ext.dead.groups():
         ext.dead.discard_group(group.name)

@@ -94,12 +94,15 @@ def place_order(number: int, customer: str, amount: int, remind_in: float = 86_4
     """Publishes all that an order needs at once.
 
     Nobody waits for anybody in a worker: the invoice is no message for a worker before it is
-    paid, and the parcel none before there is an invoice to go with it.
+    paid, and the parcel none before there is an invoice to go with it.  If a payment fails, all
+    that waits: it may be replayed.  If there will be no parcel, nobody asks for an opinion.
     """
     payment = charge.apply_async((number, customer, amount))
     paper = invoice.apply_async((number, customer, amount), depends_on=[payment])
     parcel = ship.apply_async((number,), depends_on=[payment, paper], priority=5)
-    reminder = remind.apply_async((number, customer), countdown=remind_in, depends_on=[parcel])
+    reminder = remind.apply_async(
+        (number, customer), countdown=remind_in, depends_on=[parcel], dependency_policy='fail'
+    )
     return Order(number, payment, paper, parcel, reminder)
 
 

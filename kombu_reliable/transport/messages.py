@@ -44,6 +44,8 @@ def outgoing(
             sense.
     """
     headers = dict(message['headers'])
+    if 'depends_on' in message['properties']:
+        raise InvalidMessage('depends_on is an option of celery_ext: call celery_ext.install(app)')
     identity = _identity(headers)
     try:
         length = len(queue.encode())

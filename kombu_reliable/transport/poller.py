@@ -312,8 +312,8 @@ class Poller:
         # What leaves so much later than this claim did, arrives so much later than it did,
         # however long the answer took to come and to be read.
         self._due_at = None if wake_in is None else asked_at + wake_in
-        if claimed.deliveries:
-            # Whoever is busy with these must not be the one whom the server wakes.
+        if channel and claimed.deliveries and not self._bell.rings_for.isdisjoint(channel.queues):
+            # Whoever is busy with these must not be woken for more of them.
             self._hush()
 
     def _complain(self, problem: str) -> None:

@@ -47,12 +47,14 @@ def publish(store: Store, memory: MutableMapping[str, Any], items: Sequence[Item
         DependencyCycle: a job would wait for itself.
         Fenced: a next run was refused, because its job was taken from its owner.
         ServerFull: the server has no memory left.
+        NotConfirmed: it is stored, but not as safe as the options ask for.
     """
     nonce = memory.get(NONCE)
     if nonce is None or nonce.count != len(items):
         nonce = memory[NONCE] = next_nonce(len(items))
     try:
         replies = store.run_all(_calls(store.operations, nonce, items))
+        store.confirm()
     except BaseException:
         # It may be repeated, but other publishes of this thread may come first.
         abandon_lane(nonce)

@@ -8,8 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from celery.result import AsyncResult
 
-from tests.support.workers import Fleet, fleet
+import celery_ext
+from celery_ext import Extension
+from tests.support.workers import Fleet, fleet, task
 
 
 @pytest.fixture
@@ -28,3 +31,25 @@ def make_fleet(tmp_path: Path, url: str) -> Iterator[Callable[..., Fleet]]:
 def workers(make_fleet: Callable[..., Fleet]) -> Fleet:
     """A fleet with a lease of 2 s."""
     return make_fleet()
+
+
+@pytest.fixture
+def installed(make_fleet: Callable[..., Fleet]) -> Fleet:
+    """A fleet whose workers have the extension, with a lease of 2 s."""
+    return make_fleet(module='tests.support.installed')
+
+
+@pytest.fixture
+def ext(installed: Fleet) -> Extension:
+    """The extension of a producer in this process."""
+    return celery_ext.install(installed.app())
+
+
+@pytest.fixture
+def send(ext: Extension) -> Callable[..., AsyncResult]:
+    """Publishes a task of the test app by its short name."""
+
+    def send(name: str, *args: Any, **options: Any) -> AsyncResult:
+        return task(ext.app, name, *args).apply_async(**options)
+
+    return send

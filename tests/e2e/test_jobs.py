@@ -13,7 +13,6 @@ from celery import group
 from celery.exceptions import TaskRevokedError
 from celery.result import AsyncResult
 
-import celery_ext
 from celery_ext import (
     Extension,
     InvalidArgument,
@@ -25,31 +24,9 @@ from tests.support.wait import wait_for
 from tests.support.workers import Fleet, Worker, task
 
 
-class Installed(Fleet):
-    """A fleet whose workers have the extension, and an extension of the test's own."""
-
-    ext: Extension
-
-
 @pytest.fixture
-def workers(make_fleet: Callable[..., Fleet]) -> Fleet:
-    """A fleet with the extension and a lease of 2 s."""
-    return make_fleet(module='tests.support.installed')
-
-
-@pytest.fixture
-def ext(workers: Fleet) -> Extension:
-    return celery_ext.install(workers.app())
-
-
-@pytest.fixture
-def send(ext: Extension) -> Callable[..., AsyncResult]:
-    """Publishes a task of the test app by its short name."""
-
-    def send(name: str, *args: Any, **options: Any) -> AsyncResult:
-        return task(ext.app, name, *args).apply_async(**options)
-
-    return send
+def workers(installed: Fleet) -> Fleet:
+    return installed
 
 
 class Door:
@@ -178,7 +155,6 @@ def test_what_is_revoked_before_any_worker_runs_never_does(
     assert [ext.jobs.get(one) for one in revoked] == [None] * len(revoked)
     workers.start(concurrency=1)
     passes_by(workers, send)
-    assert sum(vars(ext.queues['celery'].counts())[state] for state in ()) == 0
     assert [line['value'] for line in workers.ledger.lines('ran')] == ['last']
     for one in revoked:
         with pytest.raises(TaskRevokedError):
@@ -226,6 +202,25 @@ def test_a_running_task_that_is_revoked_runs_to_its_end(
     assert result.get(20) == 'x'
     until_state(ext, result, None)
     assert ext.dead.page() == []
+
+
+def test_a_running_task_that_is_revoked_has_its_last_run(
+    workers: Fleet, ext: Extension, send: Callable[..., AsyncResult], tmp_path: Path
+) -> None:
+    path = tmp_path / 'retry'
+    worker = workers.start(concurrency=1)
+    result = send('retry_after', str(path))
+    workers.ledger.wait(1, 'started')
+    # Only the server hears of it, as if the worker had been restarted meanwhile.
+    ext.jobs.revoke([result.id])
+    path.touch()
+    workers.ledger.wait(1, 'retries')
+    passes_by(workers, send)
+    with pytest.raises(TaskRevokedError):
+        result.get(20)
+    assert result not in ext.jobs
+    assert len(workers.ledger.lines('started')) == 1
+    assert 'Traceback' not in worker.text()
 
 
 @pytest.mark.parametrize('how', ['revoke', 'cancel'])

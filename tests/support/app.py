@@ -136,6 +136,14 @@ def fail(message: str) -> None:
     raise ValueError(message)
 
 
+@app.task(bind=True)
+def fail_unless(self: Task, path: str) -> None:
+    """Fails until the test makes the file."""
+    note(self, 'ran')
+    if not os.path.exists(path):
+        raise ValueError(f'no {path}')
+
+
 @app.task
 def on_error(request: Any, exc: Any, traceback: Any) -> None:
     note(on_error, 'ran', value=str(exc))
