@@ -24,7 +24,16 @@ import redis
 from benchmarks.contenders import Contender
 from tests.support.servers import Server
 
-__all__ = ('QUIET', 'Bench', 'Inbox', 'RunningWorker', 'Wire', 'percentile', 'progress')
+__all__ = (
+    'QUIET',
+    'Bench',
+    'Inbox',
+    'PublisherInTurns',
+    'RunningWorker',
+    'Wire',
+    'percentile',
+    'progress',
+)
 
 ROOT = Path(__file__).parents[1]
 QUEUE = 'celery'
@@ -121,6 +130,45 @@ class RunningWorker:
 def _cpu(process: psutil.Process) -> float:
     times = process.cpu_times()
     return float(times.user + times.system)
+
+
+class PublisherInTurns:
+    """A :mod:`benchmarks.publisher` that publishes a block whenever it is asked to."""
+
+    def __init__(self, bench: Bench, contender: Contender, block: int) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, '-m', 'benchmarks.publisher', 'turns', str(block)],
+            cwd=ROOT, env=bench.environment(contender), text=True,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        )  # fmt: skip
+
+    def __enter__(self) -> Self:
+        self._report()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._process.kill()
+        self._process.communicate()
+
+    def publish(self) -> dict[str, Any]:
+        """What the next block has cost."""
+        assert self._process.stdin
+        self._process.stdin.write('go\n')
+        self._process.stdin.flush()
+        return self._report()
+
+    def _report(self) -> dict[str, Any]:
+        assert self._process.stdout
+        line = self._process.stdout.readline()
+        if not line:
+            sys.exit('the publisher failed')
+        report: dict[str, Any] = json.loads(line)
+        return report
 
 
 class Wire:

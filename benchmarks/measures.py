@@ -15,16 +15,19 @@ from typing import Any
 from celery import Celery
 
 from benchmarks.contenders import Contender
-from benchmarks.harness import QUIET, Bench, RunningWorker, Wire, percentile
+from benchmarks.harness import QUIET, Bench, PublisherInTurns, RunningWorker, Wire, percentile
 from tests.support.servers import Server
 
-__all__ = ('MEASURES', 'ONCE', 'QUICK', 'Sizes', 'drain', 'lateness')
+__all__ = ('MEASURES', 'ONCE', 'QUICK', 'TOGETHER', 'Figures', 'Sizes', 'drain', 'lateness')
 
 Figures = dict[str, float]
 
 #: The share of a drain that is not measured: pools and caches are cold.
 COLD = 0.05
 STALLED = 60.0
+
+#: Publishes in one turn.
+BLOCK = 100
 
 
 @dataclass(frozen=True)
@@ -45,15 +48,30 @@ class Sizes:
 QUICK = Sizes(300, 300, 200, 1_000, 30, 30, 200, 3.0, 1.0)
 
 
-def publish(bench: Bench, contender: Contender, sizes: Sizes) -> Figures:
-    """``delay()`` in a loop."""
-    bench.empty(contender)
-    cost = bench.publish(contender, 'delay', sizes.publish)
-    bench.empty(contender)
-    return {
-        'publish_rate': sizes.publish / cost['wall'],
-        'publish_cpu': 1e6 * cost['cpu'] / sizes.publish,
-    }
+def publish(
+    bench: Bench, entrants: list[Contender], sizes: Sizes
+) -> Iterator[tuple[Contender, Figures]]:
+    """``delay()`` in a loop, in short blocks in turn: what else loads the machine for a moment
+    loads all."""
+    for contender in entrants:
+        bench.empty(contender)
+    with ExitStack() as stack:
+        publishers = [
+            (one, stack.enter_context(PublisherInTurns(bench, one, BLOCK))) for one in entrants
+        ]
+        for number in range(sizes.publish // BLOCK):
+            first = number % len(publishers)
+            for contender, publisher in publishers[first:] + publishers[:first]:
+                cost = publisher.publish()
+                yield (
+                    contender,
+                    {
+                        'publish_rate': BLOCK / cost['wall'],
+                        'publish_cpu': 1e6 * cost['cpu'] / BLOCK,
+                    },
+                )
+    for contender in entrants:
+        bench.empty(contender)
 
 
 def batch(bench: Bench, contender: Contender, sizes: Sizes) -> Figures:
@@ -229,8 +247,13 @@ def idle(bench: Bench, contender: Contender, sizes: Sizes) -> Figures:
     return {name: count / sizes.idle for name, count in zip(modes, counts, strict=True)}
 
 
+#: Measured for all contenders at once.
+TOGETHER: dict[
+    str, Callable[[Bench, list[Contender], Sizes], Iterator[tuple[Contender, Figures]]]
+] = {'publish': publish}
+
+#: Measured for one contender after the other.
 MEASURES: dict[str, Callable[[Bench, Contender, Sizes], Figures]] = {
-    'publish': publish,
     'batch': batch,
     'drain': drain,
     'latency': latency,

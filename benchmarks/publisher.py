@@ -1,10 +1,12 @@
 """Publishes in a process of its own, and prints what it cost as one JSON object.
 
-    python -m benchmarks.publisher delay|single|batch COUNT [--profile FILE]
+    python -m benchmarks.publisher delay|single|batch|turns COUNT [--profile FILE]
 
 ``delay`` calls Celery's ``delay()``, ``single`` and ``batch`` kombu's ``Producer.publish``
-without Celery; the broker comes from the environment, see :mod:`benchmarks.harness`.
-A process of its own, because whatever ran before in it would count.
+without Celery.  ``turns`` calls ``delay()`` COUNT times for each line that it reads, and prints an
+object for each: several publishers can then be measured in turn.  The broker comes from the
+environment, see :mod:`benchmarks.harness`.  A process of its own, because whatever ran before in
+it would count.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import gc
 import json
 import os
 import statistics
+import sys
 import time
 from collections.abc import Callable
 
@@ -69,24 +72,36 @@ def without_celery(how: str, count: int) -> tuple[float, float, bool]:
         return statistics.median(walls), statistics.median(cpus), supported
 
 
+def turns(count: int) -> None:
+    """Publishes whenever it is told to."""
+    report(0, 0)
+    for _ in sys.stdin:
+        report(*timed(delay, count))
+
+
+def report(wall: float, cpu: float, batch: bool = False) -> None:
+    print(json.dumps({'wall': wall, 'cpu': cpu, 'batch': batch, 'extra': WARM_UP}), flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('how', choices=('delay', 'single', 'batch'))
+    parser.add_argument('how', choices=('delay', 'single', 'batch', 'turns'))
     parser.add_argument('count', type=int)
     parser.add_argument('--profile')
     options = parser.parse_args()
-    supported = False
-    if options.how == 'delay':
-        delay(WARM_UP)
-        if options.profile:
-            with cProfile.Profile() as profiler:
-                wall, cpu = timed(delay, options.count)
-            profiler.dump_stats(options.profile)
-        else:
-            wall, cpu = timed(delay, options.count)
+    if options.how in ('single', 'batch'):
+        report(*without_celery(options.how, options.count))
+        return
+    delay(WARM_UP)
+    if options.how == 'turns':
+        turns(options.count)
+    elif options.profile:
+        with cProfile.Profile() as profiler:
+            cost = timed(delay, options.count)
+        profiler.dump_stats(options.profile)
+        report(*cost)
     else:
-        wall, cpu, supported = without_celery(options.how, options.count)
-    print(json.dumps({'wall': wall, 'cpu': cpu, 'batch': supported, 'extra': WARM_UP}))
+        report(*timed(delay, options.count))
 
 
 if __name__ == '__main__':

@@ -13,7 +13,8 @@ figures, and CPU time more than rates, on a machine that is not idle.
 
 What is measured:
 
-  publish   delay() of a task with three arguments in a loop: rate, and CPU of the publisher
+  publish   delay() of a task with three arguments in a loop: rate, and CPU of the publisher;
+            a publisher each, in turn, 100 tasks at a time
   batch     1,000 Producer.publish without Celery: one by one, and in one Producer.batch()
   drain     a worker (prefork, two processes, acks late, prefetch 4, results ignored, no
             heartbeat, gossip, mingle) works off a full queue of tasks that do nothing: rate,
@@ -33,11 +34,14 @@ import argparse
 import json
 import sys
 import time
+from collections.abc import Iterator
 
 from benchmarks.contenders import PEERS, Contender, Missing, contenders
 from benchmarks.harness import Bench, progress
-from benchmarks.measures import MEASURES, ONCE, QUICK, Sizes
+from benchmarks.measures import MEASURES, ONCE, QUICK, TOGETHER, Figures, Sizes
 from benchmarks.report import BARS, Results, table, verdicts
+
+NAMES = (*TOGETHER, *MEASURES)
 
 
 def measure(
@@ -48,11 +52,11 @@ def measure(
     begun = time.monotonic()
     for number in range(rounds):
         first = number % len(entrants)
+        order = entrants[first:] + entrants[:first]
         for name in chosen:
             if number and name in ONCE:
                 continue
-            for contender in entrants[first:] + entrants[:first]:
-                figures = MEASURES[name](bench, contender, sizes)
+            for contender, figures in _measured(name, bench, order, sizes):
                 for figure, value in figures.items():
                     results[contender.name].setdefault(figure, []).append(value)
                 shown = ', '.join(f'{figure} {value:.4g}' for figure, value in figures.items())
@@ -63,11 +67,21 @@ def measure(
     return results
 
 
+def _measured(
+    name: str, bench: Bench, order: list[Contender], sizes: Sizes
+) -> Iterator[tuple[Contender, Figures]]:
+    if name in TOGETHER:
+        yield from TOGETHER[name](bench, order, sizes)
+    else:
+        for contender in order:
+            yield contender, MEASURES[name](bench, contender, sizes)
+
+
 def _names(text: str) -> list[str]:
     names = text.split(',')
-    unknown = sorted(set(names) - set(MEASURES))
+    unknown = sorted(set(names) - set(NAMES))
     if unknown:
-        raise argparse.ArgumentTypeError(f'{", ".join(unknown)}: choose from {", ".join(MEASURES)}')
+        raise argparse.ArgumentTypeError(f'{", ".join(unknown)}: choose from {", ".join(NAMES)}')
     return names
 
 
@@ -80,7 +94,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--check', action='store_true', help='exit 1 if a bar is missed')
     parser.add_argument('--quick', action='store_true', help='few tasks, one round, no bars')
     parser.add_argument('--json', action='store_true', help='print one JSON object, no table')
-    parser.add_argument('--only', type=_names, metavar='NAME,...', help=', '.join(MEASURES))
+    parser.add_argument('--only', type=_names, metavar='NAME,...', help=', '.join(NAMES))
     parser.add_argument('--rounds', type=int, metavar='N', help='(default: 5; --quick: 1)')
     parser.add_argument('--server', choices=('valkey', 'redis'), default='valkey')
     parser.add_argument('--peer', choices=tuple(PEERS), action='append', default=[],
@@ -101,7 +115,7 @@ def main() -> None:
             entrants = contenders(bench.server.port, options.peer)
         except Missing as error:
             sys.exit(str(error))
-        chosen = options.only or list(MEASURES)
+        chosen = options.only or list(NAMES)
         results = measure(bench, entrants, chosen, rounds, QUICK if options.quick else Sizes())
     found = verdicts(results)
     if options.only:

@@ -20,6 +20,7 @@ __all__ = (
     'InvalidOption',
     'InvalidURL',
     'LayoutError',
+    'NotConfirmed',
     'ReliableError',
     'ServerFull',
     'UnknownJob',
@@ -109,3 +110,11 @@ class EmbeddedServerError(ReliableError):
 
 class ConnectionLost(ReliableError, ConnectionError):
     """The connection to the server broke or went silent; reconnecting may help."""
+
+
+class NotConfirmed(ConnectionLost):
+    """A message was stored, but too few replicas, or not the disk, have confirmed it in time.
+
+    It may be lost if the server is.  Publishing the same message again, as kombu does by itself,
+    stores nothing twice, and waits once more.
+    """

@@ -88,6 +88,9 @@ class Options:
         failed_limit: dead letters kept per queue.
         reconnect_timeout: how long a worker tries to reconnect before Celery hears of it;
             None: for as long as the server is merely away.
+        confirm_replicas: a publish returns when so many replicas have it.
+        confirm_fsync: a publish returns when it is on the server's disk.
+        confirm_timeout: how long a publish waits for that; shorter than ``socket_timeout``.
         socket_timeout: longest wait for a reply.
         socket_connect_timeout: longest wait for a connection.
         max_connections: connections that publishers of one process may open to a server.
@@ -108,6 +111,9 @@ class Options:
     failed_retention: float = 7 * 86_400.0
     failed_limit: int = 10_000
     reconnect_timeout: float | None = None
+    confirm_replicas: int = 0
+    confirm_fsync: bool = False
+    confirm_timeout: float = 2.0
     socket_timeout: float = 5.0
     socket_connect_timeout: float = 5.0
     socket_keepalive: bool = True
@@ -138,9 +144,15 @@ class Options:
         )  # fmt: skip
         for name in (
             'fanout_maxlen', 'fanout_replay', 'fanout_life', 'failed_retention', 'failed_limit',
-            'socket_timeout', 'socket_connect_timeout',
+            'socket_timeout', 'socket_connect_timeout', 'confirm_timeout',
         ):  # fmt: skip
             _require(getattr(self, name) > 0, name, getattr(self, name), 'greater than 0')
+        _require(self.confirm_replicas >= 0, 'confirm_replicas', self.confirm_replicas, '0 or more')
+        _require(
+            not (self.confirm_replicas or self.confirm_fsync)
+            or self.confirm_timeout < self.socket_timeout,
+            'confirm_timeout', self.confirm_timeout, 'less than socket_timeout',
+        )  # fmt: skip
         for entry in fields(self):
             value = getattr(self, entry.name)
             if isinstance(value, (int, float)):

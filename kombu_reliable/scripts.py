@@ -3,6 +3,10 @@
 An operation is one file under ``lua/ops``.  It names what it needs with comment lines
 ``-- @include <file of lua/lib>``; every file is included once, before its first user.
 The names of :data:`kombu_reliable.keys.FAMILIES` that a script uses are declared at its top.
+
+Lua makes each function of a script anew at each call, and with cold caches that costs as much as
+what the functions do.  ``-- @defer <file>: <name>, <name>`` includes a file whose functions, of
+which these are used elsewhere, are made when one of them is first called.
 """
 
 from __future__ import annotations
@@ -11,7 +15,7 @@ import hashlib
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from importlib.resources import files
 from typing import Any, Generic, TypeVar
 
@@ -25,13 +29,14 @@ from kombu_reliable.errors import (
     ServerFull,
 )
 from kombu_reliable.keys import FAMILIES, LAYOUT
-from kombu_reliable.wire import Argument
+from kombu_reliable.wire import Argument, pack, packed_words
 
 __all__ = ('Call', 'Script', 'all_scripts', 'script', 'translate')
 
 T = TypeVar('T')
 
 _INCLUDE = re.compile(r'^-- @include (\w+)$', re.MULTILINE)
+_DEFER = re.compile(r'^-- @defer (\w+): (\w+(?:, \w+)*)$', re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +70,15 @@ class Call(Generic[T]):
     def command(self) -> tuple[Argument, ...]:
         return ('EVALSHA', self.script.sha, 1, self.meta, self.now, *self.args)
 
+    def packed(self) -> bytes:
+        """The command as it goes over the wire."""
+        return pack((self.now, *self.args), _beginning(self.script.sha, self.meta))
+
+
+@lru_cache(256)
+def _beginning(sha: str, meta: str) -> tuple[int, bytes]:
+    return packed_words(('EVALSHA', sha, 1, meta))
+
 
 def _read(folder: str, name: str) -> str:
     return files('kombu_reliable').joinpath('lua', folder, f'{name}.lua').read_text('utf-8')
@@ -81,14 +95,28 @@ def _included(text: str, done: set[str], open_: tuple[str, ...]) -> Iterator[str
             yield library
 
 
-def _declarations(text: str) -> str:
-    """Declares the key families that ``text`` uses; concatenating all would cost each call."""
-    used = [name for name in FAMILIES if name != 'META' and re.search(rf'\b{name}\b', text)]
-    lines = ['local META = KEYS[1]', f"local LAYOUT = '{LAYOUT}'"]
-    if used:
-        lines.append(f'local PREFIX = string.sub(META, 1, -{len(FAMILIES["META"]) + 1})')
-    lines.extend(f"local {name} = PREFIX .. '{FAMILIES[name]}'" for name in used)
-    return '\n'.join(lines) + '\n'
+def _families(text: str, *but: str) -> list[str]:
+    """The key families that ``text`` uses; concatenating all would cost each call."""
+    return [
+        name
+        for name in FAMILIES
+        if name != 'META' and name not in but and re.search(rf'\b{name}\b', text)
+    ]
+
+
+def _declarations(families: list[str]) -> str:
+    return ''.join(f"local {name} = PREFIX .. '{FAMILIES[name]}'\n" for name in families)
+
+
+def _deferred(text: str, done: set[str], declared: list[str]) -> Iterator[str]:
+    """The files that ``text`` defers, each as functions that make those that they stand for."""
+    for name, exported in _DEFER.findall(text):
+        body = ''.join(_included(_read('lib', name), set(done), (name,))) + _read('lib', name)
+        own = _declarations(_families(body, *declared))
+        yield f'do\nlocal function load_{name}()\n{own}{body}\nreturn {exported}\nend\n'
+        for one in exported.split(', '):
+            yield f'{one} = function(...)\n{exported} = load_{name}()\nreturn {one}(...)\nend\n'
+        yield 'end\n'
 
 
 @cache
@@ -104,8 +132,19 @@ def script(name: str) -> Script:
         'claim'
     """
     operation = _read('ops', name)
-    body = ''.join(_included(operation, set(), (name,))) + operation
-    text = _declarations(body) + body
+    deferred = _DEFER.findall(operation)
+    # Whoever includes a file that the operation defers uses the names that are declared here.
+    done = {library for library, _ in deferred}
+    body = ''.join(_included(operation, done, (name,)))
+    declared = _families(body + operation)
+    later = ''.join(_deferred(operation, done, declared))
+    text = (
+        f"local META = KEYS[1]\nlocal LAYOUT = '{LAYOUT}'\n"
+        f'local PREFIX = string.sub(META, 1, -{len(FAMILIES["META"]) + 1})\n'
+        f'{_declarations(declared)}'
+        f'{"".join(f"local {exported}{chr(10)}" for _, exported in deferred)}'
+        f'{body}{later}{operation}'
+    )
     return Script(name, text, hashlib.sha1(text.encode()).hexdigest())
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import redis.exceptions
 from redis.connection import AbstractConnection, DefaultParser
 
-__all__ = ('CHUNK', 'NOTHING', 'Argument', 'Replies', 'exchange', 'pack', 'receive')
+__all__ = ('CHUNK', 'NOTHING', 'Argument', 'Replies', 'exchange', 'pack', 'packed_words', 'receive')
 
 Argument = str | bytes | int | float
 
@@ -32,18 +32,28 @@ _parser: Any = DefaultParser
 _BULK, _NUMBER, _ARRAY, _TEXT, _ERROR = b'$:*+-'
 
 
-def pack(words: Iterable[Argument]) -> bytes:
+def pack(words: Iterable[Argument], beginning: tuple[int, bytes] = (0, b'')) -> bytes:
     """Encodes one command.
+
+    Args:
+        words: its words.
+        beginning: what stands in front of them, made once by :func:`packed_words`.
 
     Example:
         >>> pack(('GET', 'key'))
         b'*2\\r\\n$3\\r\\nGET\\r\\n$3\\r\\nkey\\r\\n'
     """
+    count, packed = packed_words(words)
+    return b'*%d\r\n%b%b' % (beginning[0] + count, beginning[1], packed)
+
+
+def packed_words(words: Iterable[Argument]) -> tuple[int, bytes]:
+    """A part of a command: how many words, and these encoded."""
     parts = []
     for word in words:
         encoded = word if type(word) is bytes else str(word).encode()
         parts.append(b'$%d\r\n%b\r\n' % (len(encoded), encoded))
-    return b'*%d\r\n%b' % (len(parts), b''.join(parts))
+    return len(parts), b''.join(parts)
 
 
 class _Incomplete(Exception):
@@ -67,12 +77,12 @@ class Replies:
         True
     """
 
-    def __init__(self) -> None:
-        self._data = b''
+    def __init__(self, data: bytes = b'') -> None:
+        self._data = data
         self._at = 0
         self._chunks: list[bytes] = []
         #: Bytes that were not taken yet, and how many the next reply has at least.
-        self._there = 0
+        self._there = len(data)
         self._needed = 1
 
     def feed(self, data: bytes) -> None:
@@ -154,7 +164,7 @@ def exchange(connection: AbstractConnection, packed: bytes, count: int) -> list[
     sock: Any = connection._sock
     if not hasattr(sock, 'recv'):  # fakeredis
         return [_read_simulated(connection) for _ in range(count)]
-    arrived = Replies()
+    arrived = Replies(receive(sock))
     replies: list[Any] = []
     while len(replies) < count:
         reply = arrived.take()

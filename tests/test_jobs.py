@@ -520,6 +520,18 @@ def test_what_others_wait_for_is_not_canceled_unless_asked(bench: JobBench) -> N
     assert bench.state('b') == 'failed'
 
 
+@pytest.mark.parametrize('action', ['cancel', 'move'])
+def test_a_job_that_goes_leaves_a_marker_only_if_somebody_is_needed(
+    bench: JobBench, action: str
+) -> None:
+    bench.add('late', due=f'+{HOUR}')
+    bench.make('ready')
+    outcome(bench, action)
+    assert bench.marked(), 'somebody must watch the clock'
+    bench.jobs.cancel('late')
+    assert not bench.marked()
+
+
 # -- move ----------------------------------------------------------------------------------
 
 

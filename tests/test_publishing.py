@@ -56,7 +56,8 @@ def test_a_batch_is_one_round_trip(
     connection: Connection, producer: Producer, proxy: Proxy
 ) -> None:
     assert producer.supports_batch_publish
-    producer.publish('warm up', routing_key='other')
+    producer.publish('warm up', routing_key='q')  # a queue is noticed once
+    assert waiting(connection) == ['warm up']
     proxy.clear()
     with producer.batch():
         for number in range(500):

@@ -1244,6 +1244,31 @@ def test_includes_come_once_and_before_their_users(libraries: dict[str, str]) ->
     assert words == ['BASE', 'LEFT', 'RIGHT', 'TOP']
 
 
+def test_what_is_deferred_is_made_once_when_it_is_called(bench: Bench) -> None:
+    text = script('publish').text
+    assert text.index('load_delaying') < text.index('local function due_at')
+    assert text.index('local DELAYED') > text.index('load_delaying'), 'its keys as well'
+    bench.put('a', 'b', due='+1000')  # two of its functions, twice
+    assert bench.counts().delayed == 2
+
+
+def test_a_deferred_file_sees_what_is_included_and_what_is_deferred(
+    libraries: dict[str, str],
+) -> None:
+    libraries.update(
+        operation='-- @include base\n-- @defer rare: one, two\n-- @defer other: three\nTOP\n',
+        base='BASE\n',
+        rare='-- @include base\n-- @include own\n-- @include other\nRARE\n',
+        own='OWN\n',
+        other='OTHER\n',
+    )
+    text = script('operation').text
+    words = [line for line in text.splitlines() if line.isupper()]
+    assert words == ['BASE', 'OWN', 'RARE', 'OTHER', 'TOP']
+    assert text.index('local one, two\n') < text.index('BASE')
+    assert 'one, two = load_rare()' in text
+
+
 def test_circular_includes_are_refused(libraries: dict[str, str]) -> None:
     libraries.update(circle='-- @include one\n', one='-- @include two\n', two='-- @include one\n')
     with pytest.raises(ReliableError, match='circle -> one -> two -> one'):

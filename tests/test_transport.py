@@ -90,7 +90,7 @@ def test_ack_forgets_the_message(connection: Connection) -> None:
     assert settled(connection) == QueueCounts(0, 0, 0, 0)
     keys = keys_of(connection)
     left = {key.decode() for key in raw(connection).keys('*')}
-    assert left <= {keys.meta, keys.alarms, keys.producers, keys.queues}
+    assert left <= {keys.meta, keys.alarms, keys.producers, keys.queues, keys.noticed}
 
 
 def test_reject_makes_a_dead_letter(connection: Connection) -> None:

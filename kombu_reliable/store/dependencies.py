@@ -91,7 +91,7 @@ class Edges:
         """Makes a job that waits already wait for more; False if it does not wait.
 
         Raises:
-            DependencyCycle: it would wait for itself.  Of more than 500, some may be added.
+            DependencyCycle: it would wait for itself.  Of more than 300, some may be added.
         """
         for part in _parts(on):
             status = self._store.repeat(self._store.operations.depend(job, part))

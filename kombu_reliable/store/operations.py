@@ -36,7 +36,7 @@ T = TypeVar('T')
 
 # What one call may carry; together with the cost of a step this keeps it under 5 ms.
 PUBLISH_LIMIT = 200
-EDGE_LIMIT = 500
+EDGE_LIMIT = 300
 CLAIM_LIMIT = 100
 SETTLE_LIMIT = 300
 RENEW_LIMIT = 300

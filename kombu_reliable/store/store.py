@@ -12,12 +12,13 @@ import redis.exceptions
 from kombu_reliable.errors import LayoutError
 from kombu_reliable.keys import LAYOUT, Keys
 from kombu_reliable.scripts import Call, all_scripts, translate
+from kombu_reliable.store import confirmation
 from kombu_reliable.store.connections import Connections
 from kombu_reliable.store.dependencies import Edges
 from kombu_reliable.store.jobs import Jobs
 from kombu_reliable.store.operations import Operations, message_of
 from kombu_reliable.types import QueueCounts
-from kombu_reliable.wire import exchange, pack
+from kombu_reliable.wire import exchange
 
 __all__ = ('Store',)
 
@@ -104,16 +105,29 @@ class Store:
         except (redis.exceptions.ConnectionError, redis.exceptions.TimeoutError, OSError):
             return self.run(call)
 
-    def _send(self, calls: Sequence[Call[T]]) -> list[Any]:
+    def _send(self, calls: Sequence[Call[Any]]) -> list[Any]:
+        return self._exchange([call.packed() for call in calls])
+
+    def _exchange(self, commands: Sequence[bytes]) -> list[Any]:
         connection = self._connections.take()
         try:
-            packed = b''.join([pack(call.command()) for call in calls])
-            replies = exchange(connection, packed, len(calls))
+            replies = exchange(connection, b''.join(commands), len(commands))
         except BaseException:
             self._connections.give_back_broken(connection)
             raise
         self._connections.give_back(connection)
         return replies
+
+    def confirm(self) -> None:
+        """Waits until what was written so far is as safe as the options ask for.
+
+        Raises:
+            NotConfirmed: it is stored, but not that safe within ``confirm_timeout``.
+            InvalidOption: the server cannot tell.
+        """
+        questions = confirmation.commands(self.operations.options, self.keys.meta)
+        if questions:
+            confirmation.judge(self.operations.options, self._exchange(questions)[-1])
 
     def load_scripts(self) -> None:
         """Makes the server know all operations."""

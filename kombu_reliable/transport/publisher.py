@@ -24,6 +24,9 @@ __all__ = ('Item', 'PublishBatch', 'publish')
 
 Item = Outgoing | Broadcast
 
+#: What a message that depends on others costs at least, in edges.
+DEPENDENT_COST = 5
+
 #: Messages of a batch that go out in one round trip.
 ROUND = 10 * PUBLISH_LIMIT
 
@@ -44,12 +47,14 @@ def publish(store: Store, memory: MutableMapping[str, Any], items: Sequence[Item
         DependencyCycle: a job would wait for itself.
         Fenced: a next run was refused, because its job was taken from its owner.
         ServerFull: the server has no memory left.
+        NotConfirmed: it is stored, but not as safe as the options ask for.
     """
     nonce = memory.get(NONCE)
     if nonce is None or nonce.count != len(items):
         nonce = memory[NONCE] = next_nonce(len(items))
     try:
         replies = store.run_all(_calls(store.operations, nonce, items))
+        store.confirm()
     except BaseException:
         # It may be repeated, but other publishes of this thread may come first.
         abandon_lane(nonce)
@@ -102,7 +107,7 @@ def _leading_messages(items: Sequence[Item]) -> list[Outgoing]:
         if isinstance(item, Broadcast):
             break
         if item.depends is not None:
-            edges += len(item.depends.on)
+            edges += max(len(item.depends.on), DEPENDENT_COST)
             if edges > EDGE_LIMIT:
                 break
         messages.append(item)

@@ -94,7 +94,7 @@ def work(app: Celery, count: int) -> None:
 #: What docs/redis-keys.md says stays behind: bindings of queues that were declared for good,
 #: the memory of publishers, and an alarm until the first claim after its time.
 QUEUES = ('celery', 'other0', 'other1', 'other2')
-NAMED = ('meta', 'pub', 'alarm', 'queues', 'fenced')
+NAMED = ('meta', 'pub', 'alarm', 'queues', 'fenced', 'noticed')
 CONSTANTS = {KEYS.meta.removesuffix('meta') + name for name in NAMED}
 CONSTANTS |= {KEYS.bindings(queue) for queue in QUEUES}
 FIELDS = set(b'v seq seen hold keeper deputy expired fenced trimmed routes'.split())
@@ -130,6 +130,7 @@ def test_the_keyspace_is_what_it_was(own: Server, crew: Fleet, count: int) -> No
         left = contents(client)
         assert set(left[KEYS.meta]) <= FIELDS
         assert left[KEYS.producers] <= LANES
+        assert {name.decode() for name in client.smembers(KEYS.queues)} == set(QUEUES)
         for queue in QUEUES:
             assert len(left[KEYS.bindings(queue)]) == 1
         # The next claim after their time clears the alarms away, too.

@@ -349,3 +349,12 @@ def _after_publish(headers: Any = None, **_: Any) -> None:
 def _after_run(task: Any = None, **_: Any) -> None:
     """The result is stored, the worker has not heard of the end."""
     _die_if(f'after-{task.name.rpartition(".")[2]}')
+
+
+@app.task(bind=True)
+def reject_until(self: Task, path: str, value: Any = None) -> Any:
+    """Fails for good until the test makes a file."""
+    note(self, 'ran', value=value)
+    if not os.path.exists(path):
+        raise Reject('not yet', requeue=False)
+    return value

@@ -5,9 +5,10 @@
 -- @include twins
 -- Dead letters: kept by age and number; what retention deletes is counted.
 local function forget_dead(queue, ids)
+  local groups = #ids > 0 and grouping()
   for _, id in ipairs(ids) do
     redis.call('ZREM', DEAD .. queue, id)
-    leave_group(id)
+    groups.leave(id)
     leave_twin(id)
     redis.call('UNLINK', JOB .. id, EXTRA .. id)
   end
@@ -39,7 +40,7 @@ local function bury(queue, id, detail, now, keep)
     redis.call('HSET', EXTRA .. id, unpack(fields))
   end
   redis.call('HDEL', EXTRA .. id, 'once') -- whoever replays it may be lost as any
-  enter_group(id, fields[6] or reason, now)
+  grouping().enter(id, fields[6] or reason, now)
   note(id, now, 'failed', reason)
   local record = UNSEEN[reason] and redis.pcall('GET', JOB .. id)
   if type(record) == 'string' then

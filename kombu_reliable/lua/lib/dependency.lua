@@ -18,7 +18,12 @@
 -- hardly ever needs them.
 local stirred = false -- whether this call has put something into RELEASES
 
-local function make_dependencies()
+local made_dependencies
+
+local function dependencies()
+  if made_dependencies then
+    return made_dependencies
+  end
   local FAIL, IGNORE, AWAITED = 1, 2, 3 -- AWAITED: the score of '', see `await`
   local ARRIVALS = 35184372088832 -- a number of arrival as a fraction of this is exact
   local INLINE = 500 -- edges that a call does by itself
@@ -262,6 +267,14 @@ local function make_dependencies()
     end
   end
 
+  local function have_twins(keys)
+    local twins = {}
+    for i, key in ipairs(keys) do
+      twins[i] = TWINS .. key
+    end
+    return redis.call('EXISTS', unpack(twins)) > 0
+  end
+
   -- Whether what was announced may not have been published yet.  It is while one of those
   -- lives that come before it.
   local function is_to_come(before)
@@ -273,23 +286,6 @@ local function make_dependencies()
     return not before or #before == 0
   end
 
-  -- Whether some of these ids may stand for other keys than their own.
-  local function is_any_unusual(keys)
-    local twins = {}
-    for i, key in ipairs(keys) do
-      twins[i] = TWINS .. key
-    end
-    if redis.call('EXISTS', unpack(twins)) > 0 then
-      return true
-    end
-    for _, wanted in ipairs(redis.call('SMISMEMBER', WANTED, unpack(keys))) do
-      if wanted == 1 then
-        return true
-      end
-    end
-    return false
-  end
-
   -- Enters a job as the dependent of others.
   --   wanted   {on = keys, policy = number, within = ms for each key that is still to come, or 0,
   --            after = for each key those of which one lives until it is published}
@@ -297,11 +293,11 @@ local function make_dependencies()
   -- Returns whether there is anything to wait for.
   local function depend(id, queue, wanted, arrival, now)
     local unmet, wakes = {}, false
-    local unusual = is_any_unusual(wanted.on)
+    local twins = have_twins(wanted.on)
     for i, key in ipairs(wanted.on) do
       local policy = string.sub(key, 1, 1) == '!' and FAIL or wanted.policy
       local within = wanted.within and wanted.within[i] or 0
-      if unusual then
+      if twins then
         key = meant_by(key)
       end
       local state = state_of(key)
@@ -336,14 +332,8 @@ local function make_dependencies()
   all.state_of = state_of
   all.stop_waiting, all.tell_dependents = stop_waiting, tell_dependents
   all.tell_of_twin, all.told_already = tell_of_twin, told_already
+  made_dependencies = all
   return all
-end
-
-local made_dependencies
-
-local function dependencies()
-  made_dependencies = made_dependencies or make_dependencies()
-  return made_dependencies
 end
 
 -- To be called for the jobs that end and are not about to come again.  The outcome is 'ok',

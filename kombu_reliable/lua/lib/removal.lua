@@ -12,7 +12,7 @@ local function remove(id, job)
     redis.call('HDEL', OWNERS, id)
   end
   if job.state == 'failed' then
-    leave_group(id)
+    grouping().leave(id)
   end
   redis.call('UNLINK', JOB .. id, EXTRA .. id)
   leave_twin(id)

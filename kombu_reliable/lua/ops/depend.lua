@@ -4,7 +4,7 @@
 --       lib/dependency.lua, 1 if that is the last of it
 -- Reply 1 done, 0 the job does not wait, -1 it would wait for itself; one whose publish goes on
 --       is deleted then
--- Cost  O(log n) per dependency; at most 500 a call
+-- Cost  O(log n) per dependency; at most 300 a call
 -- @include clock
 -- @include layout
 -- @include dependency

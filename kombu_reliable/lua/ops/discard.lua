@@ -15,7 +15,7 @@ return act(3, function(id, now)
     return 'done'
   end
   if named ~= '' then
-    leave_named_group(id, named)
+    grouping().leave_named(id, named)
   end
   return job and job.state ~= 'nowhere' and job.state or 'unknown'
 end)

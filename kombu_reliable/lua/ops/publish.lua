@@ -7,8 +7,9 @@
 -- @include layout
 -- @include nonce
 -- @include place
--- @include delaying
--- @include storing
+-- @include wake
+-- @defer delaying: delay, due_at
+-- @defer storing: store_twin
 local meta = redis.call('HMGET', META, 'v', 'keeper', 'paused')
 if foreign(meta[1]) then
   return refuse(meta[1])

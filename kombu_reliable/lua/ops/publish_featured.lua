@@ -7,7 +7,7 @@
 --       depends  what it waits for, see lib/dependency.lua
 -- Reply as in lib/publishing.lua; '!' for a message that was refused, '!cycle' for one that
 --       would wait for itself
--- Cost  O(log n) per message and dependency; at most 200 messages and 500 dependencies a call
+-- Cost  O(log n) per message and dependency; at most 200 messages and 300 dependencies a call
 -- @include history
 -- @include publishing
 -- @include cycle

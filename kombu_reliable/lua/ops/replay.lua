@@ -26,7 +26,7 @@ local function replay(id, now)
   end
   redis.call('ZADD', READY .. queue, place(job.rank, redis.call('HINCRBY', META, 'seq', 1)), id)
   redis.call('ZREM', DEAD .. queue, id)
-  leave_group(id)
+  grouping().leave(id)
   -- What is known of its past stays: nothing of how it died.
   local past = redis.pcall('HMGET', EXTRA .. id, 'p', 'h')
   redis.call('UNLINK', EXTRA .. id)
@@ -43,7 +43,7 @@ end
 return act(3, function(id, now)
   local status = replay(id, now)
   if status ~= 'done' and named ~= '' then
-    leave_named_group(id, named)
+    grouping().leave_named(id, named)
   end
   return status
 end)

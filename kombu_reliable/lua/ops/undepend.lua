@@ -3,7 +3,7 @@
 --
 -- ARGV  now | '', job, then the keys that it need not wait for
 -- Reply number of those that it waited for
--- Cost  O(log n) per key; at most 500 a call
+-- Cost  O(log n) per key; at most 300 a call
 -- @include clock
 -- @include layout
 -- @include room
