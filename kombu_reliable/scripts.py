@@ -11,6 +11,7 @@ which these are used elsewhere, are made when one of them is first called.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import re
 from collections.abc import Callable, Iterator
@@ -31,7 +32,7 @@ from kombu_reliable.errors import (
 from kombu_reliable.keys import FAMILIES, LAYOUT
 from kombu_reliable.wire import Argument, pack, packed_words
 
-__all__ = ('Call', 'Script', 'all_scripts', 'script', 'translate')
+__all__ = ('Call', 'Script', 'all_scripts', 'script', 'translate', 'translating')
 
 T = TypeVar('T')
 
@@ -179,6 +180,15 @@ def translate(error: redis.exceptions.ResponseError) -> Exception:
     if isinstance(error, _PASSING) or text.startswith(_PASSING_CODES):
         return ConnectionLost(text)
     return error
+
+
+@contextlib.contextmanager
+def translating() -> Iterator[None]:
+    """For commands that are no calls of scripts: their errors as :func:`translate` puts them."""
+    try:
+        yield
+    except redis.exceptions.ResponseError as error:
+        raise translate(error) from error
 
 
 #: States of a server that pass: a failover, a slow script, a disk that is full.

@@ -12,6 +12,7 @@ from kombu_reliable.envelope import pack_id, unpack_id
 from kombu_reliable.errors import (
     HasDependents,
     InvalidArgument,
+    LayoutError,
     ReliableError,
     UnknownJob,
     UnknownQueue,
@@ -379,6 +380,13 @@ def test_a_dead_letter_that_is_discarded_fails_those_that_wait(bench: JobBench) 
     job = bench.jobs.get('a')
     assert job is not None and job.failure is not None
     assert job.failure.reason == 'dependency'
+
+
+def test_foreign_data_in_the_place_of_a_queue_is_one_clear_error(bench: JobBench) -> None:
+    bench.client.set(bench.keys.ready('q'), 'theirs')
+    with pytest.raises(LayoutError, match='another program'):
+        bench.jobs.in_state('q', 'ready')
+    assert bench.jobs.counts('q') == QueueCounts(0, 0, 0, 0)
 
 
 def test_pages_of_each_state(bench: JobBench) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from kombu_reliable.envelope import pack_id
 from kombu_reliable.errors import HasDependents, UnknownQueue
-from kombu_reliable.scripts import Call
+from kombu_reliable.scripts import Call, translating
 from kombu_reliable.store import checks
 from kombu_reliable.store.info import Group, JobInfo, JobState, read_jobs
 from kombu_reliable.store.job_operations import JOBS_LIMIT, JobOperations
@@ -186,7 +186,7 @@ class Jobs:
         """A page of the groups of dead letters; that of the last death comes first."""
         checks.page(offset, limit)
         found = self._members(self._keys.groups, offset, limit, newest_first=True)
-        with self._client.pipeline(transaction=False) as pipe:
+        with translating(), self._client.pipeline(transaction=False) as pipe:
             for name, _ in found:
                 pipe.zcard(self._keys.group(name))
             sizes = pipe.execute()
@@ -232,7 +232,8 @@ class Jobs:
 
     def paused(self) -> list[str]:
         """The names of the paused queues."""
-        return sorted(name.decode() for name in self._client.smembers(self._keys.paused))
+        with translating():
+            return sorted(name.decode() for name in self._client.smembers(self._keys.paused))
 
     def purge(
         self,
@@ -266,7 +267,9 @@ class Jobs:
     def _keys_of(self, task_id: str) -> list[str]:
         """The keys under which jobs of an id may live."""
         key = pack_id(task_id)
-        return [key, *(twin.decode() for twin in self._client.sscan_iter(self._keys.twins(key)))]
+        with translating():
+            twins = [twin.decode() for twin in self._client.sscan_iter(self._keys.twins(key))]
+        return [key, *twins]
 
     def _look(self, jobs: Sequence[str]) -> list[JobInfo]:
         """What is known about jobs, in their order, without those that are gone."""
@@ -292,7 +295,8 @@ class Jobs:
         found: list[tuple[bytes, float]] = []
         for at in range(offset, offset + limit, STEP):
             last = min(at + STEP, offset + limit) - 1
-            part = self._client.zrange(key, at, last, desc=newest_first, withscores=True)
+            with translating():
+                part = self._client.zrange(key, at, last, desc=newest_first, withscores=True)
             found += part
             if len(part) < last - at + 1:
                 break

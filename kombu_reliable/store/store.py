@@ -15,6 +15,7 @@ from kombu_reliable.scripts import Call, all_scripts, translate
 from kombu_reliable.store import confirmation
 from kombu_reliable.store.connections import Connections
 from kombu_reliable.store.dependencies import Edges
+from kombu_reliable.store.job_operations import JobOperations
 from kombu_reliable.store.jobs import Jobs
 from kombu_reliable.store.operations import Operations, message_of
 from kombu_reliable.types import QueueCounts
@@ -48,9 +49,11 @@ class Store:
         """Looks at and changes what jobs wait for."""
         return Edges(self)
 
-    @cached_property
+    @property
     def jobs(self) -> Jobs:
         """Looks at jobs and queues, and acts on them."""
+        # Made anew: one that is kept would keep its store, and its connections, until the
+        # garbage collector comes by.
         return Jobs(self)
 
     def now(self) -> int:
@@ -230,7 +233,7 @@ class Store:
 
     def notice(self, queue: str) -> None:
         """Remembers a queue that nobody may have declared, so that it is listed."""
-        self.repeat(self.jobs.operations.notice([queue]))
+        self.repeat(JobOperations(self.operations).notice([queue]))
 
     def known_queues(self) -> list[str]:
         """The names of all queues that were declared, or hold something.
