@@ -26,6 +26,7 @@ from tests.support.plain import (
     store_of,
     turn,
 )
+from tests.support.servers import Server
 from tests.support.wait import wait_for
 
 # -- delivery --------------------------------------------------------------------
@@ -233,6 +234,31 @@ def test_two_channels_are_served_in_time_by_one_clock(connection: Connection) ->
         number = len(first.messages) + len(second.messages)
         assert 0 <= time.monotonic() - sent_at - 0.2 * number < 0.1
     assert (first.bodies, second.bodies) == ([1, 4], [2, 3])
+
+
+def test_an_idle_channel_costs_a_busy_one_nothing(server: Server, url: str) -> None:
+    """The server may go on waiting for the one while the other is given messages."""
+
+    def silenced() -> int:
+        with server.client() as client:
+            stats: Any = client.info('commandstats')
+        return int(stats.get('cmdstat_client|unblock', {}).get('calls', 0))
+
+    with Connection(url) as connection:
+        busy, idle = Receiver(connection, 'q', prefetch=2), Receiver(connection, 'other')
+        drain(connection)
+        send(connection, *range(40))
+        before = silenced()
+        for _ in range(20):
+            drain(connection, 0.01)  # with nothing more to give it, it is full
+            for message in busy.messages[-2:]:
+                message.ack()
+        assert len(busy.messages) == 40
+        assert silenced() - before < 5
+        send(connection, 'other', queue='other')
+        connection.drain_events(timeout=5)
+        assert idle.bodies == ['other']
+        idle.messages[0].ack()
 
 
 def test_a_consumer_that_is_cancelled_gives_back_what_it_did_not_see(

@@ -6,8 +6,9 @@ One worker runs all that a worker survives; what ends workers has tests of its o
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -109,6 +110,35 @@ TABLE = (
 )  # fmt: skip
 
 
+class Monitor:
+    """Collects the events of tasks, as Flower does."""
+
+    def __init__(self, app: Celery) -> None:
+        self.types: dict[str, list[str]] = {}
+        self._done = threading.Event()
+        self._ready = threading.Event()
+        self._thread = threading.Thread(target=self._listen, args=(app,), daemon=True)
+        self._thread.start()
+        assert self._ready.wait(10)
+
+    def _listen(self, app: Celery) -> None:
+        with app.connection_for_read() as connection:
+            receiver = app.events.Receiver(connection, handlers={'*': self._note})
+            with receiver.consumer_context() as (draining, *_):
+                self._ready.set()
+                while not self._done.is_set():
+                    with suppress(TimeoutError):
+                        draining.drain_events(timeout=0.2)
+
+    def _note(self, event: dict[str, Any]) -> None:
+        if 'uuid' in event:
+            self.types.setdefault(event['uuid'], []).append(event['type'])
+
+    def close(self) -> None:
+        self._done.set()
+        self._thread.join(10)
+
+
 @dataclass
 class Outcomes:
     """What became of one task of each row."""
@@ -118,6 +148,7 @@ class Outcomes:
     workers: Fleet
     app: Celery
     listener: Listener
+    monitor: Monitor
     client: redis.Redis
     keys: Keys
     ids: dict[str, str]
@@ -181,11 +212,13 @@ def outcomes_of(server: Server, directory: Path, pool: str, late: bool) -> Itera
         listener = Listener(server.client(db=number))
         stack.callback(listener.close)
         app = workers.app()
+        monitor = Monitor(app)
+        stack.callback(monitor.close)
         # A task that runs for long must not be in the way of those behind it.
         workers.start('-E', pool=pool, concurrency=1 if pool == 'solo' else 4)
         ids = publish_all(app, pool, broker)
         end_by_hand(app, workers, ids)
-        found = Outcomes(pool, late, workers, app, listener, client, Keys(number), ids)
+        found = Outcomes(pool, late, workers, app, listener, monitor, client, Keys(number), ids)
         wait_for(lambda: is_over(found), WAIT, 'all have ended')
         yield found
 
@@ -253,6 +286,29 @@ def check_dead_letter(outcomes: Outcomes, row: Row, reason: str) -> None:
     full = row.task if '.' in row.task else f'tests.support.app.{row.task}'
     expected = 'tests.support.app.run' if row.name == 'undecodable' else full
     assert (failure['group'], extra['group']) == (expected, expected)
+
+
+#: Which event the end of a row is, where Celery has one.
+EVENTS = {
+    'success': 'task-succeeded', 'exception': 'task-failed', 'time-limit': 'task-failed',
+    'reject': 'task-failed', 'requeue': 'task-succeeded', 'retry': 'task-retried',
+    'unknown': 'task-failed', 'delivery-limit': 'task-failed', 'exit': 'task-failed',
+    'expired': 'task-revoked', 'revoked': 'task-revoked', 'terminated': 'task-revoked',
+}  # fmt: skip
+
+
+def test_the_events(outcomes: Outcomes) -> None:
+    expected = {name: kind for name, kind in EVENTS.items() if name in outcomes.ids}
+
+    def missing() -> list[str]:
+        types = outcomes.monitor.types
+        return [n for n, kind in expected.items() if kind not in types.get(outcomes.ids[n], ())]
+
+    wait_for(lambda: not missing(), WAIT, 'an event of each')
+    ends = ('task-succeeded', 'task-failed', 'task-revoked')
+    for name in set(expected) - {'time-limit'}:  # of which Celery tells twice
+        types = outcomes.monitor.types[outcomes.ids[name]]
+        assert sum(types.count(kind) for kind in ends) == 1, (name, types)
 
 
 def test_deliveries(outcomes: Outcomes) -> None:
