@@ -663,6 +663,13 @@ def test_a_ready_job_can_be_put_off(bench: JobBench) -> None:
     assert bench.take_ids() == ['=a']
 
 
+def test_a_lost_job_that_is_put_off_is_its_owners_no_more(bench: JobBench) -> None:
+    bench.make('lost')
+    bench.jobs.reschedule('a', bench.now + MINUTE)
+    assert bench.renew(bench.held['a']) == [FENCED]
+    assert bench.state() == 'delayed'
+
+
 def test_a_delay_can_be_changed_both_ways(bench: JobBench) -> None:
     bench.make('delayed')
     bench.claim(0)
@@ -1020,6 +1027,16 @@ def test_a_deleted_queue_is_paused_no_more(bench: JobBench, life: int) -> None:
     bench.store.delete('q')
     assert bench.jobs.paused() == []
     assert bench.meta('paused') == 0
+
+
+def test_a_queue_that_ends_by_itself_is_neither_paused_nor_listed(bench: JobBench) -> None:
+    bench.store.run(bench.operations.declare('r', 1000))
+    bench.jobs.pause('r')
+    assert bench.jobs.queues() == ['r']
+    bench.claim(0)
+    bench.wait(2000)
+    bench.claim(0)
+    assert bench.jobs.paused() == bench.jobs.queues() == []
 
 
 # -- purge and the list of queues ----------------------------------------------------------
