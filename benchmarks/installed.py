@@ -4,10 +4,10 @@
     python -m benchmarks.installed --quick     does it run? (no figures to trust)
     python -m benchmarks.installed --check     exit 1 if the bar is missed
 
-It starts a server of its own and lets a worker (prefork, two processes, acks late) work off a full
-queue of tasks that do nothing, in turn without and with the extension.  The cost is the CPU time
-per task of the worker, its pool and the server together.  The bar is the median of the ratios of
-the pairs: what else loads the machine loads both members of a pair.
+A worker (prefork, two processes, acks late) works off a full queue of tasks that do nothing, one
+without and one with the extension.  The cost is the CPU time per task of the worker, its pool and
+the server together.  Both members of a pair run at the same time, each on a server of its own, so
+that what else loads the machine loads both; the bar is the median of the ratios of the pairs.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ import argparse
 import json
 import statistics
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
-from benchmarks.contenders import OURS, Contender, contenders
+from benchmarks.contenders import OURS, contenders
 from benchmarks.harness import Bench, progress
 from benchmarks.measures import QUICK, Sizes, drain
 
@@ -28,27 +29,31 @@ __all__ = ('BAR', 'measure')
 BAR = 1.05
 
 PARTS = ('main_cpu', 'pool_cpu', 'server_drain_cpu')
+SIZES = Sizes(drain=8_000)
 
 
-def cost(bench: Bench, contender: Contender, sizes: Sizes) -> float:
+def cost(bench: Bench, extension: bool, sizes: Sizes) -> float:
     """CPU time per task, in microseconds."""
-    figures = drain(bench, contender, sizes)
-    parts = ', '.join(f'{name} {figures[name]:.0f}' for name in PARTS)
-    progress(f'  {contender.name:<10} {parts}, {figures["drain_rate"]:.0f} tasks/s')
-    return sum(figures[name] for name in PARTS)
-
-
-def measure(bench: Bench, pairs: int, sizes: Sizes) -> list[tuple[float, float]]:
-    """Cost without and with the extension, pair by pair; each begins with the other one."""
     [plain] = (one for one in contenders(bench.server.port, []) if one.name == OURS)
-    plain = replace(plain, name='without')
-    installed = replace(plain, name='installed', extension=True)
+    name = 'installed' if extension else 'without'
+    figures = drain(bench, replace(plain, name=name, extension=extension), sizes)
+    parts = ', '.join(f'{part} {figures[part]:.0f}' for part in PARTS)
+    progress(f'  {name:<10} {parts}')
+    return sum(figures[part] for part in PARTS)
+
+
+def measure(
+    benches: tuple[Bench, Bench], pairs: int, sizes: Sizes = SIZES
+) -> list[tuple[float, float]]:
+    """Cost without and with the extension, pair by pair; they take turns on the servers."""
     found = []
-    for number in range(pairs):
-        turns = (plain, installed) if number % 2 == 0 else (installed, plain)
-        costs = {one.name: cost(bench, one, sizes) for one in turns}
-        found.append((costs['without'], costs['installed']))
-        progress(f'pair {number + 1}/{pairs}: {found[-1][1] / found[-1][0]:.3f}')
+    with ThreadPoolExecutor(2) as both:
+        for number in range(pairs):
+            one, other = benches if number % 2 == 0 else reversed(benches)
+            plain = both.submit(cost, one, False, sizes)
+            installed = both.submit(cost, other, True, sizes)
+            found.append((plain.result(), installed.result()))
+            progress(f'pair {number + 1}/{pairs}: {found[-1][1] / found[-1][0]:.3f}')
     return found
 
 
@@ -66,8 +71,8 @@ def main() -> None:
     if options.check and options.quick:
         parser.error('--quick measures too little for --check')
     pairs = options.pairs or (1 if options.quick else 7)
-    with Bench.start(options.server) as bench:
-        found = measure(bench, pairs, QUICK if options.quick else Sizes(drain=8_000))
+    with Bench.start(options.server) as one, Bench.start(options.server) as other:
+        found = measure((one, other), pairs, QUICK if options.quick else SIZES)
     ratio = statistics.median(installed / plain for plain, installed in found)
     if options.json:
         print(json.dumps({'pairs': found, 'ratio': ratio, 'bar': BAR}))

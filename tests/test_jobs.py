@@ -572,17 +572,21 @@ def test_a_moved_delay_ends_in_time(bench: JobBench) -> None:
     assert [one.queue for one in bench.take(queues='r')] == ['r']
 
 
-def test_a_moved_dead_letter_is_kept_as_long_and_replayed_there(bench: JobBench) -> None:
+def test_a_moved_dead_letter_is_replayed_there(bench: JobBench) -> None:
     bench.make('failed')
     bench.jobs.move('a', 'r')
     assert [job.id for job in bench.jobs.failed('r')] == ['a']
     bench.jobs.replay('a')
-    (delivery,) = bench.take(queues='r')
-    bench.settle(FAIL, delivery)
-    bench.jobs.move('a', 'q')
-    bench.live(MINUTE)
+    assert bench.take_ids(queues='r') == ['=a']
+
+
+def test_a_moved_dead_letter_is_kept_as_long(bench: JobBench) -> None:
+    bench.make('failed')
+    bench.jobs.move('a', 'r')
     bench.wait(7 * 24 * HOUR)
     bench.claim(0)
+    assert bench.state() == 'failed'
+    bench.live(MINUTE)
     assert bench.left() == set()
 
 
@@ -657,6 +661,13 @@ def test_a_ready_job_can_be_put_off(bench: JobBench) -> None:
     assert bench.claim().wake_in == 60
     bench.wait(MINUTE)
     assert bench.take_ids() == ['=a']
+
+
+def test_a_lost_job_that_is_put_off_is_its_owners_no_more(bench: JobBench) -> None:
+    bench.make('lost')
+    bench.jobs.reschedule('a', bench.now + MINUTE)
+    assert bench.renew(bench.held['a']) == [FENCED]
+    assert bench.state() == 'delayed'
 
 
 def test_a_delay_can_be_changed_both_ways(bench: JobBench) -> None:
@@ -806,6 +817,17 @@ def test_the_groups_know_what_is_dead(store_factory: Callable[..., Store], end: 
     assert groups == known
     if not known:
         assert bench.left() == set()
+
+
+def test_of_a_group_those_in_deleted_queues_stay(bench: JobBench) -> None:
+    bench.store.run(bench.operations.declare('r', HOUR))
+    for number in range(60):
+        bench.die(f'r{number}', 'g', queue='r')
+    bench.die('a', 'g')
+    bench.store.delete('r')
+    assert bench.jobs.replay_group('g') == 1
+    assert [(group.name, group.count) for group in bench.jobs.groups()] == [('g', 60)]
+    assert bench.state() == 'ready'
 
 
 def test_a_dead_letter_in_a_deleted_queue_is_kept(bench: JobBench) -> None:
@@ -1005,6 +1027,16 @@ def test_a_deleted_queue_is_paused_no_more(bench: JobBench, life: int) -> None:
     bench.store.delete('q')
     assert bench.jobs.paused() == []
     assert bench.meta('paused') == 0
+
+
+def test_a_queue_that_ends_by_itself_is_neither_paused_nor_listed(bench: JobBench) -> None:
+    bench.store.run(bench.operations.declare('r', 1000))
+    bench.jobs.pause('r')
+    assert bench.jobs.queues() == ['r']
+    bench.claim(0)
+    bench.wait(2000)
+    bench.claim(0)
+    assert bench.jobs.paused() == bench.jobs.queues() == []
 
 
 # -- purge and the list of queues ----------------------------------------------------------

@@ -335,10 +335,12 @@ class Jobs:
         # What is replayed may fail again before this has ended.
         until = self._store.now()
         key = self._keys.group(group)
-        total = 0
-        while found := self._client.zrangebyscore(key, '-inf', until, 0, GROUP_STEP):
+        total = stay = 0
+        while found := self._client.zrangebyscore(key, '-inf', until, stay, GROUP_STEP):
             jobs = [job.decode(errors='replace') for job in found]
-            total += self._run(operation(jobs, group)).count('done')
+            statuses = self._run(operation(jobs, group))
+            total += statuses.count('done')
+            stay += statuses.count('no-queue')
             if progress is not None:
                 progress(total)
         return total

@@ -124,11 +124,13 @@ local function releasing(_, now, hold, retention, keep)
 
   -- Whom a job expects has not come; under IGNORE it runs all the same.
   local function give_up(dependency, id)
-    if redis.call('EXISTS', JOB .. dependency) == 1 then
+    if id == '' then
+      if redis.call('EXISTS', JOB .. dependency) == 0 then
+        all_ended({dependency}, 'gone')
+      end
       return
     end
-    if id == '' then
-      all_ended({dependency}, 'gone')
+    if all.state_of(dependency) then
       return
     end
     local policy = redis.call('ZSCORE', DEPENDENTS .. dependency, id)

@@ -2,7 +2,7 @@
 --
 -- ARGV  now | '', group in which they were found ('' if by themselves), then the keys of the jobs
 -- Reply per job: done, unknown, its state if it is no dead letter, no-queue (it was deleted).
---       What is not done leaves the group that was named.
+--       What is no dead letter leaves the group that was named.
 -- Cost  O(log n) per job; at most 100 jobs a call
 -- @include acting
 -- @include group
@@ -42,7 +42,7 @@ end
 
 return act(3, function(id, now)
   local status = replay(id, now)
-  if status ~= 'done' and named ~= '' then
+  if status ~= 'done' and status ~= 'no-queue' and named ~= '' then
     grouping().leave_named(id, named)
   end
   return status
