@@ -14,19 +14,18 @@ __all__ = ('commands', 'judge')
 
 
 def commands(options: Options, meta: str) -> list[bytes]:
-    """What is asked of the server after a publish; nothing if nobody wants to know.
+    """What is asked of the server after a publish, if the options ask for it.
 
     The server waits for what *this connection* has written, and a publish that is repeated writes
     nothing.  So a write of our own goes ahead: what came before it, from wherever, is included.
     """
     milliseconds = round(options.confirm_timeout * 1000)
-    if options.confirm_fsync:
-        question = pack(('WAITAOF', 1, options.confirm_replicas, milliseconds))
-    elif options.confirm_replicas:
-        question = pack(('WAIT', options.confirm_replicas, milliseconds))
-    else:
-        return []
-    return [pack(('HSET', meta, 'confirmed', 1)), question]
+    question = (
+        ('WAITAOF', 1, options.confirm_replicas, milliseconds)
+        if options.confirm_fsync
+        else ('WAIT', options.confirm_replicas, milliseconds)
+    )
+    return [pack(('HSET', meta, 'confirmed', 1)), pack(question)]
 
 
 def judge(options: Options, reply: Any) -> None:

@@ -97,6 +97,7 @@ class Operations:
 
     def __init__(self, keys: Keys, options: Options, now: int | None = None) -> None:
         self.keys = keys
+        self._meta = keys.meta
         self.options = options
         self.now = now
         self._lease = round(options.lease * 1000)
@@ -104,7 +105,7 @@ class Operations:
 
     def _call(self, name: str, decode: Any, *args: Argument) -> Call[Any]:
         now = '' if self.now is None else str(self.now)
-        return Call(script(name), self.keys.meta, args, decode, now)
+        return Call(script(name), self._meta, args, decode, now)
 
     @property
     def retention(self) -> int:

@@ -128,9 +128,10 @@ class Store:
             NotConfirmed: it is stored, but not that safe within ``confirm_timeout``.
             InvalidOption: the server cannot tell.
         """
-        questions = confirmation.commands(self.operations.options, self.keys.meta)
-        if questions:
-            confirmation.judge(self.operations.options, self._exchange(questions)[-1])
+        options = self.operations.options
+        if options.confirm_fsync or options.confirm_replicas:
+            questions = confirmation.commands(options, self.keys.meta)
+            confirmation.judge(options, self._exchange(questions)[-1])
 
     def load_scripts(self) -> None:
         """Makes the server know all operations."""
