@@ -192,7 +192,7 @@ class Job:
 
     @property
     def worker(self) -> str | None:
-        """Who holds it: the name by which the worker's process is known to the server."""
+        """Who holds it: ``<host>:<process id of the worker>:<random>``."""
         return self.info.worker
 
     @property

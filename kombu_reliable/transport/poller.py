@@ -9,7 +9,6 @@ pop to end.
 from __future__ import annotations
 
 import logging
-import secrets
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -24,6 +23,7 @@ from kombu_reliable.scripts import Call, translate
 from kombu_reliable.store.operations import CLAIM_LIMIT, RENEW_LIMIT
 from kombu_reliable.transport.bell import Bell
 from kombu_reliable.transport.endpoint import Endpoint
+from kombu_reliable.transport.identity import new_identity
 from kombu_reliable.transport.line import LOST, Line, Request, must_answer
 from kombu_reliable.transport.outbox import Posted
 from kombu_reliable.transport.reconnect import REPEAT_WARNING, Reconnect
@@ -53,7 +53,7 @@ class Poller:
     def __init__(self, endpoint: Endpoint) -> None:
         self._endpoint = endpoint
         self._operations = endpoint.operations
-        self._worker = secrets.token_urlsafe(6)
+        self._worker, self._tokens = new_identity()
         self._claims = 0
         self._channels: deque[Channel] = deque()
         #: Channels for which there may be work, as far as is known.
@@ -281,7 +281,7 @@ class Poller:
         self._claims += 1
         owed = self._owed.intersection(queues)
         self._owed -= owed
-        token = f'{self._worker}.{self._claims:x}'
+        token = f'{self._tokens}.{self._claims:x}'
         worker = self._worker if self._channels else ''
         posted = self._endpoint.keeper.collect(CLAIM_LIMIT)
         settlements = [item.settlement for item in posted]
