@@ -38,7 +38,7 @@ class Event(NamedTuple):
 
     Args:
         at: when.
-        event: ``requeued``, ``released``, ``lost``, ``moved``, ``replayed``, ``retried``,
+        event: ``requeued``, ``lost``, ``moved``, ``replayed``, ``retried``,
             ``failed`` ...
         detail: who, where or why; may be empty.
     """

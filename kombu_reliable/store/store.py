@@ -112,6 +112,8 @@ class Store:
         return self._exchange([call.packed() for call in calls])
 
     def _exchange(self, commands: Sequence[bytes]) -> list[Any]:
+        if not commands:
+            return []
         connection = self._connections.take()
         try:
             replies = exchange(connection, b''.join(commands), len(commands))

@@ -110,7 +110,7 @@ class ServerLine:
             data = self._arrived(0.0)
             self._replies.feed(data)
             self._handle()
-            if len(data) < CHUNK and not self._encrypted:
+            if not data or (len(data) < CHUNK and not self._encrypted):
                 break
 
     def receive_all(self, timeout: float) -> None:

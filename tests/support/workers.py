@@ -31,7 +31,9 @@ class Ledger:
         """The entries in order, those of one event and with the given fields."""
         if not self.path.exists():
             return []
-        entries = [json.loads(line) for line in self.path.read_text().splitlines()]
+        # Somebody may be writing the last line.
+        lines = self.path.read_text().splitlines(keepends=True)
+        entries = [json.loads(line) for line in lines if line.endswith('\n')]
         return [
             entry
             for entry in entries

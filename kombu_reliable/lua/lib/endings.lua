@@ -38,7 +38,9 @@ local function settle_otherwise(verdict, queue, id, owner, detail, now, retentio
     dependencies().await(id, now + retention)
     forget(id)
   elseif verdict ~= 'fail' then
-    note(id, now, verdict == 'requeue' and 'requeued' or 'released')
+    if verdict == 'requeue' then
+      note(id, now, 'requeued')
+    end
     give_back(queue, id, at, verdict == 'requeue')
   elseif pcall(bury, queue, id, detail, now, keep) then
     alarm_by(queue, now + retention + 1)
