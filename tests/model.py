@@ -208,8 +208,9 @@ class Model:
         elif verdict is Verdict.FAIL:
             self._bury(job, now)
         else:
-            job.state, job.once, job.noted = 'ready', False, True
-            job.lost += verdict is Verdict.REQUEUE
+            job.state, job.once = 'ready', False
+            if verdict is Verdict.REQUEUE:
+                job.lost, job.noted = job.lost + 1, True
 
     def _bury(self, job: Job, now: int) -> None:
         job.state, job.at, job.token, job.noted = 'dead', now, None, True

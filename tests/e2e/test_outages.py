@@ -177,8 +177,10 @@ def test_an_outage_of_three_leases_costs_nothing(
     with Proxy(('127.0.0.1', own_server.port)) as proxy:
         direct = f'reliable+{own_server.url()}'
         fleet = make_fleet(
-            broker=f'reliable+{proxy.url()}', backend=direct, options={'lease': LEASE}
-        )
+            broker=f'reliable+{proxy.url()}', backend=direct, options={'lease': LEASE},
+            # Or Celery gives up a result that it cannot store at once.
+            config={'result_backend_always_retry': True},
+        )  # fmt: skip
         app = fleet.app(broker=direct)
         during, after = tmp_path / 'during', tmp_path / 'after'
         results = []
