@@ -8,10 +8,13 @@ from typing import Any
 
 from kombu_reliable.errors import InvalidArgument
 
-__all__ = ('DEFAULT_BURST', 'Limit', 'check_name', 'interval')
+__all__ = ('DEFAULT_BURST', 'QUEUE_LIMIT', 'Limit', 'check_name', 'interval')
 
 #: How many may start at once after a pause; with 1, every start that is a little late is lost.
 DEFAULT_BURST = 3
+
+#: The throttle of a queue is called by this and the name of the queue.
+QUEUE_LIMIT = 'queue:'
 
 #: Larger numbers mean nothing.
 MOST = 2**31
