@@ -42,6 +42,10 @@ logger = logging.getLogger('kombu_reliable')
 #: mostly says so; this is for those who do not.
 NO_ROOM_PAUSE = 0.02
 
+#: How often it is asked whether one can start what cannot wait in a worker, in seconds.  Whoever
+#: has ended something mostly says so.
+NO_SLOT_PAUSE = 0.05
+
 
 class Poller:
     """Claims for the channels of one transport.
@@ -58,6 +62,9 @@ class Poller:
         self._channels: deque[Channel] = deque()
         #: Channels for which there may be work, as far as is known.
         self._hungry: set[Channel] = set()
+        #: Channels for which there is work that they cannot start: they must not be woken for it
+        #: until something idles.
+        self._sated: set[Channel] = set()
         self._served: Channel | None = None  # the last one that was given something
         #: Queues whose marker was popped: somebody must claim there, with no credit if need be.
         self._owed: set[str] = set()
@@ -88,6 +95,7 @@ class Poller:
         if not channel.queues and channel in self._channels:
             self._channels.remove(channel)
             self._hungry.discard(channel)
+            self._sated.discard(channel)
             self._served = None
         self._hush(wait=True)
         self._repay()
@@ -120,9 +128,12 @@ class Poller:
         if not self._connected():
             return self._reconnect.retry_at - now if self._needed() else None
         due_in = None if self._due_at is None or self._claiming else self._due_at - now
+        pause = NO_SLOT_PAUSE if self._sated else None
         if self._inbox and not self.has_messages():
-            return NO_ROOM_PAUSE if due_in is None else min(due_in, NO_ROOM_PAUSE)
-        return due_in
+            pause = NO_ROOM_PAUSE
+        if pause is None or due_in is None:
+            return due_in if pause is None else pause
+        return min(due_in, pause)
 
     def turn(self) -> None:
         if not self._needed():
@@ -156,6 +167,7 @@ class Poller:
         """Drops everything without a word to the server, as after a fork."""
         self._channels.clear()
         self._hungry.clear()
+        self._sated.clear()
         self._give_back_inbox()
         self._drop_lines()
 
@@ -254,9 +266,17 @@ class Poller:
 
     # -- claims ------------------------------------------------------------------
 
+    def _idle(self) -> int | None:
+        """How many messages could start at once; None if nobody knows."""
+        idle = hooks.idle_slots()
+        return None if idle is None else max(0, idle - len(self._inbox))
+
     def _next_claim(self) -> list[Request]:
         if self._claiming or self.has_messages():
             return []
+        if self._sated and self._idle() != 0:
+            self._hungry |= self._sated
+            self._sated.clear()
         timed = self._due_at is not None and time.monotonic() >= self._due_at
         if timed:
             self._due_at = None
@@ -285,9 +305,10 @@ class Poller:
         worker = self._worker if self._channels else ''
         posted = self._endpoint.keeper.collect(CLAIM_LIMIT)
         settlements = [item.settlement for item in posted]
+        idle = self._idle()
         asked_at = time.monotonic()
         return self._request(
-            self._operations.claim(worker, token, credit, queues, settlements),
+            self._operations.claim(worker, token, credit, queues, settlements, idle),
             lambda claimed: self._claimed(channel, claimed, posted, asked_at),
             lambda: self._claim_lost(owed, posted),
         )
@@ -306,13 +327,16 @@ class Poller:
                 self._inbox.append((channel, delivery))
             if not claimed.left:
                 self._hungry.discard(channel)
+            if claimed.kept and channel in self._channels:
+                self._sated.add(channel)
         if claimed.problem:
             self._complain(claimed.problem)
         wake_in = claimed.wake_in
         # What leaves so much later than this claim did, arrives so much later than it did,
         # however long the answer took to come and to be read.
         self._due_at = None if wake_in is None else asked_at + wake_in
-        if channel and claimed.deliveries and not self._bell.rings_for.isdisjoint(channel.queues):
+        busy = claimed.deliveries or claimed.kept
+        if channel and busy and not self._bell.rings_for.isdisjoint(channel.queues):
             # Whoever is busy with these must not be woken for more of them.
             self._hush()
 
@@ -347,7 +371,7 @@ class Poller:
         queues = frozenset(
             queue
             for channel in self._channels
-            if channel not in self._hungry and channel.qos.credit()
+            if channel not in self._hungry | self._sated and channel.qos.credit()
             for queue in channel.queues
         )
         if not queues:
