@@ -128,7 +128,7 @@ class Outgoing:
         if self.depends is not None:
             found['depends'] = self.depends.features
         if self.lane is not None:
-            found['lane'] = self.lane
+            found['throttles'] = self.lane
         return json.dumps(found)
 
 

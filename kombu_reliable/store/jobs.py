@@ -68,11 +68,13 @@ class Jobs:
         """A page of the jobs of a queue.
 
         Ready and throttled ones come in the order in which they will be claimed, as far as their
-        throttles let them, delayed and waiting ones by due time, leased ones by the end of their lease, dead letters from the newest.
+        throttles let them, delayed and waiting ones by due time, leased ones by the end of their
+        lease, dead letters from the newest.
 
         Args:
             queue: its name.
-            state: one of ``delayed``, ``waiting``, ``ready``, ``throttled``, ``leased``, ``failed``.
+            state: one of ``delayed``, ``waiting``, ``ready``, ``throttled``, ``leased``,
+                ``failed``.
             offset: how many to pass over.
             limit: how many to return.  There may be fewer: some may have gone meanwhile.
         """

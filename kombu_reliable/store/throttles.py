@@ -132,7 +132,9 @@ class Throttles:
         if expires is not None:
             valid = isinstance(expires, int | float) and not isinstance(expires, bool)
             if not valid or not 0 < expires < LONGEST:
-                raise InvalidArgument(f'expires {expires!r:.100} is not a number of seconds above 0')
+                raise InvalidArgument(
+                    f'expires {expires!r:.100} is not a number of seconds above 0'
+                )
             life = max(1, round(expires * 1000))
         self._run('set_limit', check_name(name), 'set', life, *limit.fields)
 
@@ -176,8 +178,10 @@ class Throttles:
                 pipe.zcard(keys.throttled(queue))
             replies = pipe.execute(raise_on_error=False)
         raw, held, *waiting = (_unless_foreign(reply) for reply in replies)
-        fields = {key.decode(): value.decode(errors='replace') for key, value in (raw or {}).items()}
-        if not fields:
+        fields = {
+            key.decode(): value.decode(errors='replace') for key, value in (raw or {}).items()
+        }
+        if not fields and not held and not any(waiting):
             return None
         until = int(float(fields.get('until') or 0))
         is_set = 'set' in fields and not 0 < until <= now

@@ -77,6 +77,7 @@ def _throttle(one: Any) -> tuple[str, tuple[str, ...]]:
         name = check_name(limits.pop('name', None))
         if name.startswith(QUEUE_LIMIT):
             raise InvalidArgument(f'{name!r:.100} limits a queue, and is not for single jobs')
-        return name, Limit(**limits).fields
+        # Who gives no limits takes those that others bring.
+        return name, Limit(**limits).fields if limits else ()
     except InvalidArgument as error:
         raise InvalidMessage(f'{THROTTLES}: {error}') from None

@@ -1,28 +1,26 @@
 -- @include alarm
 -- @include clock
+-- @include limits
 -- @include place
 -- @include wake
--- Jobs that share limits wait in lanes.  A lane is a queue and a set of throttles, and perhaps the
+-- Jobs that share limits, see lib/limits.lua, wait in lanes.  A lane is a queue and a set of throttles, and perhaps the
 -- key of those who take turns; it is called by the digest of that and the name of its queue.
 --   LANE          per lane: its jobs, by place
 --   LANE_INFO     per lane: what its jobs want as they say it ('t'), where it is parked ('p')
 --   THROTTLED     per queue: the jobs in its lanes, by place
 --   TICKETS       per queue: the lanes that a claim has to look at, by place of their first job, or
 --                 of their turn
---   LIMITS        per throttle: what was set ('set', 'c', 'r', 'b', 'text', 'until'), and what its
---                 jobs bring with them ('dc', 'dr', 'db', 'dtext')
---   HELD          per throttle: the jobs that have a slot, by time
 --   PENDING       per throttle: the jobs that wait, by time
 --   PARKED        per throttle: the queues that have lanes which wait for it
 --   PARKED_LANES  per throttle and queue: these lanes, by place
---   RATES         per throttle: when the jobs that have started would have started at an even pace
 --   THROTTLE_ALARMS  the throttles for which a time has to be kept
---   THROTTLES     the names of those that have LIMITS
+--   THROTTLES     the names of all throttles
 -- A lane with jobs has a ticket or is parked.  While a throttle has room, every queue that has a
 -- lane parked there has a ticket of a lane with that throttle.
 --
 -- What a job wants is JSON in its EXTRA hash ('lane'): d the digest, f 1 if it is for taking turns,
--- t a list of [name, concurrency, ms between two starts, burst, rate], '' for no limit.
+-- t a list of [name, concurrency, ms between two starts, burst, rate], '' for no limit;
+-- or [name], if it takes part and leaves the limits to others.
 --
 -- The functions are made when they are needed: making them would cost each call.
 local made_lanes
@@ -32,21 +30,10 @@ local function lanes()
     return made_lanes
   end
   local SPREAD = 100 -- queues in which a throttle that has room shows a ticket
-  local SUSPECTS = 5 -- holders that are looked at, whether they still have an owner
-  local LINGER = 60000 -- ms for which the pace of a throttle is remembered beyond its meaning
   local RANK = 35184372088832 -- see lib/place.lua
-  local now = clock()
-  local wants, limits = {}, {}
-
-  -- Foreign data under a key of ours gives way.
-  local function ours(key, command, ...)
-    local reply = redis.pcall(command, key, ...)
-    if type(reply) == 'table' and reply.err then
-      redis.call('UNLINK', key)
-      reply = redis.call(command, key, ...)
-    end
-    return reply
-  end
+  local now, limits = clock(), limiting()
+  local ours, blocked = limits.ours, limits.blocked
+  local wants = {}
 
   local function read(text)
     local known = wants[text]
@@ -75,98 +62,16 @@ local function lanes()
     alarm_by('', at)
   end
 
-  local function limits_of(name)
-    local found = limits[name]
-    if not found then
-      local fields = ours(LIMITS .. name, 'HMGET', 'c', 'r', 'b', 'dc', 'dr', 'db', 'set', 'until')
-      local ended = fields[8] and tonumber(fields[8]) <= now
-      local first = fields[7] and not ended and 1 or 4
-      found = {
-        concurrency = tonumber(fields[first] or nil),
-        interval = tonumber(fields[first + 1] or nil),
-        burst = tonumber(fields[first + 2] or nil) or 1,
-      }
-      limits[name] = found
-    end
-    return found
-  end
-
-  local function is_full(name, most)
-    local held = HELD .. name
-    if most <= 0 or ours(held, 'ZCARD') < most then
-      return most <= 0
-    end
-    -- A slot must not stay with somebody whom damage has made forget it.
-    local oldest = redis.call('ZRANGE', held, 0, SUSPECTS - 1)
-    for i, owner in ipairs(redis.call('HMGET', OWNERS, unpack(oldest))) do
-      if not owner then
-        redis.call('ZREM', held, oldest[i])
-      end
-    end
-    return redis.call('ZCARD', held) >= most
-  end
-
-  -- When the next start would be at an even pace.
-  local function next_start(name, limit)
-    local at = tonumber(ours(RATES .. name, 'GET') or nil) or now
-    -- Nothing that has started can reach further: the limit was changed, or the clock.
-    return math.min(math.max(at, now), now + limit.burst * limit.interval)
-  end
-
-  -- When the rate lets the next job start; nil if it is not the rate that keeps it.
-  local function next_token(name)
-    local limit = limits_of(name)
-    if not limit.interval then
-      return nil
-    end
-    local at = math.ceil(next_start(name, limit) - (limit.burst - 1) * limit.interval)
-    return at > now and at or nil
-  end
-
-  local function forget_limits(name)
-    limits[name] = nil
-  end
-
-  -- Why nothing may start: true, or the time at which something may; nil if it may now.
-  local function blocked(name)
-    local limit = limits_of(name)
-    if limit.concurrency and is_full(name, limit.concurrency) then
-      return true
-    end
-    return next_token(name)
-  end
-
-  -- How many may start at once.
-  local function tokens(name)
-    local limit = limits_of(name)
-    if not limit.interval then
-      return math.huge
-    end
-    local ahead = next_start(name, limit) - now
-    return math.floor(limit.burst - ahead / limit.interval + 0.000001)
-  end
-
-  -- Counts starts at the pace of a throttle.
-  local function spend(name, count)
-    local limit = limits_of(name)
-    if limit.interval then
-      local at = next_start(name, limit) + count * limit.interval
-      redis.call('SET', RATES .. name, string.format('%.3f', at), 'PX',
-        math.ceil(at - now) + LINGER)
-    end
-  end
-
   -- A throttle that nobody waits for, nobody holds and nobody has set is none any more.
   local function forget_unused(name)
     if redis.call('EXISTS', HELD .. name, PENDING .. name) == 0
         and not ours(LIMITS .. name, 'HGET', 'set') then
       redis.call('UNLINK', LIMITS .. name)
       redis.call('SREM', THROTTLES, name)
-      limits[name] = nil
     end
   end
 
-  -- Shows the first of the lanes that a queue has parked; whether there was one.
+  -- Shows the first of the lanes that a queue has parked.
   local function unpark(name, queue)
     local key = parked_lanes(name, queue)
     local lane, at = unpack(ours(key, 'ZPOPMIN'))
@@ -219,6 +124,10 @@ local function lanes()
   -- What jobs bring with them holds until others of the throttle bring something else.
   local function announce(one)
     local name, key = one[1], LIMITS .. one[1]
+    if not one[2] then
+      redis.call('SADD', THROTTLES, name)
+      return
+    end
     local known = ours(key, 'HMGET', 'dc', 'dr', 'db', 'dtext')
     local same = true
     for i = 1, 4 do
@@ -227,18 +136,17 @@ local function lanes()
     if not same then
       redis.call('HSET', key, 'dc', one[2], 'dr', one[3], 'db', one[4], 'dtext', one[5])
       redis.call('SADD', THROTTLES, name)
-      limits[name] = nil
       opened(name)
     end
   end
 
-  -- A job may start as soon as its throttles let it: it takes its place in its lane.
+  -- A job may start as soon as its throttles let it: it takes its place in its lane.  Returns
+  -- whether a claim has to look at it.
   local function enter(queue, id, at)
     local want, text = wanted(id)
     if not want then
       redis.call('ZADD', READY .. queue, at, id)
-      arm(queue)
-      return
+      return true
     end
     local lane = want.d .. queue
     ours(LANE .. lane, 'ZADD', at, id)
@@ -249,7 +157,6 @@ local function lanes()
     local said, parked = unpack(ours(LANE_INFO .. lane, 'HMGET', 't', 'p'))
     if said ~= text then
       redis.call('HSET', LANE_INFO .. lane, 't', text)
-      redis.call('HSET', META, 'lanes', 1)
       for _, one in ipairs(want.t) do
         announce(one)
       end
@@ -259,8 +166,8 @@ local function lanes()
       ours(parked_lanes(parked, queue), 'ZADD', 'LT', at, lane)
     else
       ours(TICKETS .. queue, 'ZADD', 'LT', at, lane)
-      arm(queue)
     end
+    return not parked
   end
 
   -- Where a lane stands, after its first job may have changed.
@@ -300,6 +207,10 @@ local function lanes()
 
   -- Takes a job out of its lane; whether it was there.
   local function leave(queue, id, want)
+    want = want or wanted(id)
+    if not want then
+      return false
+    end
     local lane = want.d .. queue
     local there = pull(queue, id, lane, want)
     if there then
@@ -310,13 +221,15 @@ local function lanes()
 
   -- Gives a job that starts, or goes on, its slots.
   local function take(id, want)
+    want = want or wanted(id) or {t = {}}
     for _, one in ipairs(want.t) do
       ours(HELD .. one[1], 'ZADD', now, id)
     end
   end
 
   -- Takes them from one that has stopped.
-  local function free(id, want)
+  local function free(id)
+    local want = wanted(id) or {t = {}}
     for _, one in ipairs(want.t) do
       if ours(HELD .. one[1], 'ZREM', id) == 1 then
         opened(one[1])
@@ -385,7 +298,7 @@ local function lanes()
         started = started + 1
         take(id, want)
         for _, one in ipairs(want.t) do
-          spend(one[1], 1)
+          limits.spend(one[1], 1)
         end
       end
     end
@@ -399,10 +312,9 @@ local function lanes()
     return started, true
   end
 
-  local all = {blocked = blocked, enter = enter, forget_unused = forget_unused, free = free}
-  all.later, all.leave, all.limits_of, all.opened, all.ours = later, leave, limits_of, opened, ours
-  all.replace, all.serve, all.spend, all.take, all.tokens = replace, serve, spend, take, tokens
-  all.wanted, all.forget_limits, all.next_token = wanted, forget_limits, next_token
+  local all = {arrange = arrange, enter = enter, forget_unused = forget_unused, free = free}
+  all.later, all.leave, all.limits, all.opened, all.ours = later, leave, limits, opened, ours
+  all.replace, all.serve, all.take, all.wanted = replace, serve, take, wanted
   made_lanes = all
   return all
 end

@@ -2,7 +2,14 @@
 -- @include pausing
 -- A queue may be limited as a whole, by the throttle 'queue:<name>'.  What its workers hold counts.
 -- While nothing may start there it is closed, as if it were paused.
-local QUEUE_LIMIT = 'queue:'
+local function limit_of_queue(queue)
+  return string.format('queue:%s', queue)
+end
+
+-- The queue that a throttle limits; nil if it is one of jobs.
+local function limited_queue(name)
+  return string.match(name, '^queue:(.*)$')
+end
 
 local function is_limited(queue)
   return redis.call('SISMEMBER', LIMITED, queue) == 1
@@ -10,13 +17,13 @@ end
 
 -- How many of a queue may start, at most `most`.
 local function admitted(queue, most)
-  local all, name = lanes(), QUEUE_LIMIT .. queue
-  local limit = all.limits_of(name)
+  local limits, name = lanes().limits, limit_of_queue(queue)
+  local limit = limits.of(name)
   if limit.concurrency then
     local leased = redis.pcall('ZCARD', LEASED .. queue)
     most = math.min(most, limit.concurrency - (type(leased) == 'number' and leased or 0))
   end
-  return math.max(0, math.min(most, all.tokens(name)))
+  return math.max(0, math.min(most, limits.tokens(name)))
 end
 
 -- Whether a queue is at its limit; it is closed then.
@@ -26,9 +33,9 @@ local function close_if_full(queue)
     return false
   end
   redis.call('SADD', CLOSED, queue)
-  local at = lanes().next_token(QUEUE_LIMIT .. queue)
+  local at = lanes().limits.next_token(limit_of_queue(queue))
   if at then
-    lanes().later(QUEUE_LIMIT .. queue, at)
+    lanes().later(limit_of_queue(queue), at)
   end
   return true
 end
@@ -52,7 +59,7 @@ local function count_started(queue, count)
   if not is_limited(queue) then
     return false
   end
-  lanes().spend(QUEUE_LIMIT .. queue, count)
+  lanes().limits.spend(limit_of_queue(queue), count)
   return close_if_full(queue)
 end
 

@@ -1,11 +1,13 @@
 -- @include dependency
 -- @include ended
 -- @include disarm
+-- @include features
 -- @include group
+-- @include queue_limits
 -- @include twins
 -- @include whereabouts
 -- Takes a job out of the world, with everything that is its own.
-local function remove(id, job)
+local function remove(id, job, now)
   if job.state ~= 'nowhere' then
     redis.call('ZREM', PLACES[job.state] .. job.queue, id)
   end
@@ -15,9 +17,13 @@ local function remove(id, job)
   if job.state == 'failed' then
     grouping().leave(id)
   end
+  end_features(job.queue, {id}, 'gone', now)
   redis.call('UNLINK', JOB .. id, EXTRA .. id)
   leave_twin(id)
   disarm(job.queue)
+  if job.state == 'leased' then
+    reopen(job.queue)
+  end
   all_ended({id}, 'gone')
   if job.state == 'waiting' then
     forsake(id)

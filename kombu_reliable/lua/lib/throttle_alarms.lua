@@ -9,11 +9,10 @@ local function serve_throttles(now)
     local ends = tonumber(all.ours(LIMITS .. name, 'HGET', 'until') or nil)
     if ends and ends <= now then
       redis.call('HDEL', LIMITS .. name, 'set', 'c', 'r', 'b', 'text', 'until')
-      all.forget_limits(name)
     elseif ends then
       all.later(name, ends)
     end
-    local queue = string.match(name, '^' .. QUEUE_LIMIT .. '(.*)$')
+    local queue = limited_queue(name)
     if queue and is_limited(queue) then
       if ends and ends <= now then
         set_limited(queue, false)

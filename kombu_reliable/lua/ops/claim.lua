@@ -20,7 +20,9 @@
 -- @include wake
 -- @defer dependency: tell_of_ends, dependencies, forsake
 -- @defer endings: settle_otherwise, deliver_once, status_of_other, leave_twin, deliveries_before, end_undelivered
--- @defer queue_limits: room_in, count_started, reopen
+-- @defer features: tell_features, features_of, end_features
+-- @defer lanes: lanes
+-- @defer queue_limits: room_in, count_started, reopen, is_limited, limited_queue, set_limited
 -- @defer turns: claim_in_turn
 -- @defer upkeep: serve_alarms
 local now, micros = clock()
@@ -57,7 +59,7 @@ local function claim_from(number, queue, most)
   if #popped == 0 then
     return
   end
-  local ids, records, owners, leases = {}, {}, {}, {}
+  local ids, records, owners, leases, begun = {}, {}, {}, {}, {}
   for i = 1, #popped, 2 do
     ids[#ids + 1] = popped[i]
     records[#records + 1] = JOB .. popped[i]
@@ -65,9 +67,9 @@ local function claim_from(number, queue, most)
   records = redis.call('MGET', unpack(records))
   for i, id in ipairs(ids) do
     local record = records[i]
-    local before, death = 0, nil
+    local before, death, feat = 0, nil, ''
     if record and string.byte(record) ~= PLAIN then
-      before, death = deliveries_before(id, limit, now)
+      before, death, feat = deliveries_before(id, limit, now)
     end
     if not record or death then
       end_undelivered(queue, id, record, death, now, retention, keep)
@@ -76,9 +78,12 @@ local function claim_from(number, queue, most)
       delivered = delivered + 1
       credit = credit - 1
       owners[#owners + 1] = id
-      owners[#owners + 1] = token .. '.' .. delivered .. ';' .. popped[2 * i] .. ';' .. worker
+      owners[#owners + 1] = token .. '.' .. delivered .. ';' .. popped[2 * i] .. feat .. ';' .. worker
       leases[#leases + 1] = now + lease
       leases[#leases + 1] = id
+      if feat ~= '' then
+        begun[#begun + 1] = {feat, id}
+      end
       reply[#reply + 1] = number
       reply[#reply + 1] = id
       reply[#reply + 1] = before + 1
@@ -90,6 +95,9 @@ local function claim_from(number, queue, most)
     redis.call('HSET', OWNERS, unpack(owners))
     alarm_by(queue, now + lease)
     due = sooner(due, now + lease)
+  end
+  for _, one in ipairs(begun) do
+    tell_features(one[1], 'started', queue, one[2], now, worker)
   end
 end
 
@@ -124,28 +132,29 @@ local function claim_with_lanes(number, queue, most)
 
   local function deliver(id, at)
     local record = redis.pcall('GET', JOB .. id)
-    local before, death = 0, nil
-    if type(record) == 'string' then
-      before, death = deliveries_before(id, limit, now)
+    record = type(record) == 'string' and record
+    local before, death, feat = 0, nil, ''
+    if record then
+      before, death, feat = deliveries_before(id, limit, now)
     end
-    if type(record) ~= 'string' or death then
-      end_undelivered(queue, id, type(record) == 'string' and record, death, now, retention, keep)
+    if not record or death then
+      end_undelivered(queue, id, record, death, now, retention, keep)
       return false
     end
     redis.call('ZADD', LEASED .. queue, now + lease, id) -- first what foreign data could refuse
     delivered = delivered + 1
     credit = credit - 1
-    redis.call('HSET', OWNERS, id, token .. '.' .. delivered .. ';' .. at .. 'l;' .. worker)
+    redis.call('HSET', OWNERS, id, token .. '.' .. delivered .. ';' .. at .. feat .. ';' .. worker)
     alarm_by(queue, now + lease)
     for _, field in ipairs({number, id, before + 1, record}) do
       reply[#reply + 1] = field
     end
+    tell_features(feat, 'started', queue, id, now, worker)
     return true
   end
 
   local count, error = claim_in_turn(queue, most, idle - delivered, claim_ready, deliver)
   problem = error or problem
-  due = head(ALARMS)
   return count
 end
 
@@ -178,6 +187,9 @@ for i = FIRST_QUEUE, #ARGV do
   end
 end
 
+if pausing or meta[7] then
+  due = head(ALARMS)
+end
 local wake_at = keep_time(worker, now, due, meta[4], meta[5], lease)
 if wake_at then
   reply[2] = math.max(0, (wake_at - now) * 1000 - micros)

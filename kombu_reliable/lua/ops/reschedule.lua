@@ -6,7 +6,10 @@
 -- @include acting
 -- @include delaying
 -- @include disown
+-- @include features
+-- @include lanes
 -- @include place
+-- @include ready
 -- @include whereabouts
 local due = tonumber(ARGV[2])
 
@@ -18,18 +21,24 @@ return act(3, function(id, now, keeper)
   local queue = job.queue
   if job.state == 'waiting' then
     redis.call('ZADD', WAITING .. queue, math.max(due, now), id)
-  elseif job.state ~= 'ready' and job.state ~= 'delayed' then
+  elseif job.state ~= 'ready' and job.state ~= 'throttled' and job.state ~= 'delayed' then
     return job.state
   elseif due > now then
-    if job.state == 'ready' then
+    if job.state == 'throttled' then
+      lanes().leave(queue, id)
+    end
+    if job.state ~= 'delayed' then
       redis.call('ZREM', READY .. queue, id)
       disown(id, job, now)
     end
     delay(queue, id, due, now, keeper)
   elseif job.state == 'delayed' then
-    redis.call('ZADD', READY .. queue, place(job.rank, redis.call('HINCRBY', META, 'seq', 1)), id)
+    local at = place(job.rank, redis.call('HINCRBY', META, 'seq', 1))
+    local claimable = make_ready(queue, id, at, features_of(id))
     redis.call('ZREM', DELAYED .. queue, id)
-    arm(queue)
+    if claimable then
+      arm(queue)
+    end
   end
   return 'done'
 end)

@@ -29,8 +29,7 @@ if set then
     all.later(name, now + life)
   end
 end
-all.forget_limits(name)
-local queue = string.match(name, '^' .. QUEUE_LIMIT .. '(.*)$')
+local queue = limited_queue(name)
 if queue then
   set_limited(queue, set)
 end
