@@ -33,7 +33,7 @@ local function lanes()
   local RANK = 35184372088832 -- see lib/place.lua
   local now, limits = clock(), limiting()
   local ours, blocked = limits.ours, limits.blocked
-  local wants = {}
+  local wants, published = {}, {}
 
   local function read(text)
     local known = wants[text]
@@ -111,31 +111,36 @@ local function lanes()
     end
   end
 
-  -- A lane in front of others has gone: a throttle that has room must not be left without one.
-  local function hand_over(want, queue)
+  -- A lane that was looked at stands at another place, or has gone (`at` is nil then): a throttle
+  -- that has room must not be left without the first of the others.  Returns whether one was shown.
+  local function hand_over(want, queue, at)
+    local shown = false
     for _, one in ipairs(want.t) do
       local name = one[1]
-      if redis.call('EXISTS', parked_lanes(name, queue)) == 1 and not blocked(name) then
+      local first = ours(parked_lanes(name, queue), 'ZRANGE', 0, 0, 'WITHSCORES')[2]
+      if first and (not at or tonumber(first) < tonumber(at)) and not blocked(name) then
         unpark(name, queue)
+        shown = true
       end
     end
+    return shown
   end
 
-  -- What jobs bring with them holds until others of the throttle bring something else.
-  local function announce(one)
+  -- What jobs bring with them holds until others of the throttle are published with something else.
+  local function announce(one, published)
     local name, key = one[1], LIMITS .. one[1]
-    if not one[2] then
-      redis.call('SADD', THROTTLES, name)
+    redis.call('SADD', THROTTLES, name)
+    local known = one[2] and ours(key, 'HMGET', 'dc', 'dr', 'db', 'dtext')
+    if not known or known[1] and not published then
       return
     end
-    local known = ours(key, 'HMGET', 'dc', 'dr', 'db', 'dtext')
     local same = true
     for i = 1, 4 do
       same = same and known[i] == one[i + 1]
     end
     if not same then
       redis.call('HSET', key, 'dc', one[2], 'dr', one[3], 'db', one[4], 'dtext', one[5])
-      redis.call('SADD', THROTTLES, name)
+      limits.next_token(name) -- the pace is that of the new limits from now on
       opened(name)
     end
   end
@@ -157,17 +162,24 @@ local function lanes()
     local said, parked = unpack(ours(LANE_INFO .. lane, 'HMGET', 't', 'p'))
     if said ~= text then
       redis.call('HSET', LANE_INFO .. lane, 't', text)
+    end
+    if not said or published[id] then
       for _, one in ipairs(want.t) do
-        announce(one)
+        announce(one, published[id])
       end
       parked = redis.call('HGET', LANE_INFO .. lane, 'p')
     end
-    if parked then
-      ours(parked_lanes(parked, queue), 'ZADD', 'LT', at, lane)
-    else
+    if not parked then
       ours(TICKETS .. queue, 'ZADD', 'LT', at, lane)
+      return true
     end
-    return not parked
+    local key = parked_lanes(parked, queue)
+    if ours(key, 'ZADD', 'LT', 'CH', at, lane) == 0 or blocked(parked) then
+      return false
+    end
+    -- Others may have been looked at first; now this one comes before them.
+    unpark(parked, queue)
+    return true
   end
 
   -- Where a lane stands, after its first job may have changed.
@@ -178,6 +190,11 @@ local function lanes()
       if not want.f then
         local key = parked and parked_lanes(parked, queue) or TICKETS .. queue
         ours(key, 'ZADD', at, lane)
+      end
+      if not parked then
+        hand_over(want, queue, not want.f and at)
+      elseif not blocked(parked) then
+        unpark(parked, queue)
       end
       return
     end
@@ -233,8 +250,8 @@ local function lanes()
     for _, one in ipairs(want.t) do
       if ours(HELD .. one[1], 'ZREM', id) == 1 then
         opened(one[1])
-        forget_unused(one[1])
       end
+      forget_unused(one[1])
     end
   end
 
@@ -283,7 +300,9 @@ local function lanes()
     while started < most and looked < 2 * most do
       looked = looked + 1
       local id, place_of = unpack(ours(LANE .. lane, 'ZRANGE', 0, 0, 'WITHSCORES'))
-      if not id or started > 0 and (want.f or before and tonumber(place_of) > before) then
+      local waits = id and started > 0
+        and (want.f or before and tonumber(place_of) > before or hand_over(want, queue, place_of))
+      if not id or waits then
         break
       end
       local name, reason = obstacle(want)
@@ -315,6 +334,7 @@ local function lanes()
   local all = {arrange = arrange, enter = enter, forget_unused = forget_unused, free = free}
   all.later, all.leave, all.limits, all.opened, all.ours = later, leave, limits, opened, ours
   all.replace, all.serve, all.take, all.wanted = replace, serve, take, wanted
+  all.published = published
   made_lanes = all
   return all
 end

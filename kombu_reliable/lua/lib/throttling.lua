@@ -8,6 +8,7 @@ local throttle_hooks = {
     else
       redis.call('HSET', EXTRA .. id, 'lane', value)
       redis.call('HSET', META, 'lanes', 1) -- from now on claims look for them
+      lanes().published[id] = true
     end
   end,
 
