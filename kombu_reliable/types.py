@@ -17,6 +17,7 @@ __all__ = (
     'QueueCounts',
     'Settlement',
     'Status',
+    'Unique',
     'Verdict',
 )
 
@@ -92,6 +93,27 @@ class Dependencies:
 
 
 @dataclass(frozen=True, slots=True)
+class Unique:
+    """The key of a job that only one job may have at a time.
+
+    Args:
+        key: at most 300 bytes, see :mod:`kombu_reliable.transport.unique`.
+        life: milliseconds after the publish for which the job has the key at most; 0: no limit.
+        conflict: what becomes of the new job if another one has the key: ``skip``, ``raise``,
+            ``replace``.
+    """
+
+    key: str
+    life: int = 0
+    conflict: str = 'skip'
+
+    @property
+    def features(self) -> dict[str, Any]:
+        """As the scripts read it."""
+        return {'key': self.key, 'life': self.life, 'conflict': self.conflict}
+
+
+@dataclass(frozen=True, slots=True)
 class Outgoing:
     """A message on its way in.
 
@@ -103,6 +125,7 @@ class Outgoing:
         envelope: what :func:`kombu_reliable.envelope.seal` made.
         run: token and key of the delivery whose next run this is, if it is one.
         depends: what it waits for, if it does.
+        unique: the key that it does not share, if it has one.
     """
 
     id: str
@@ -112,17 +135,20 @@ class Outgoing:
     envelope: bytes
     run: tuple[str, str] | None = None
     depends: Dependencies | None = None
+    unique: Unique | None = None
 
     @property
     def features(self) -> str:
         """What only some messages have, as the JSON that the script reads; ``''`` for none."""
-        if self.run is None and self.depends is None:
+        if self.run is None and self.depends is None and self.unique is None:
             return ''
         found: dict[str, Any] = {}
         if self.run is not None:
             found['run'] = self.run
         if self.depends is not None:
             found['depends'] = self.depends.features
+        if self.unique is not None:
+            found['unique'] = self.unique.features
         return json.dumps(found)
 
 
