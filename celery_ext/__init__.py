@@ -27,8 +27,10 @@ if TYPE_CHECKING:
     from celery_ext.job import Dependencies, Event, Failure, Job
     from celery_ext.jobs import Jobs
     from celery_ext.queues import Queue, Queues
+    from celery_ext.uniqueness import unique
     from kombu_reliable import (
         DependencyCycle,
+        DuplicateJob,
         HasDependents,
         InvalidArgument,
         QueueCounts,
@@ -43,6 +45,7 @@ _HOME = {
     'Dependencies': 'celery_ext.job',
     'DependencyCycle': 'kombu_reliable',
     'DependencyFailed': 'celery_ext.ends',
+    'DuplicateJob': 'kombu_reliable',
     'Event': 'celery_ext.job',
     'Extension': 'celery_ext.installation',
     'Failure': 'celery_ext.job',
@@ -64,6 +67,7 @@ _HOME = {
     'WrongState': 'kombu_reliable',
     'expected': 'celery_ext.dependencies',
     'install': 'celery_ext.installation',
+    'unique': 'celery_ext.uniqueness',
 }
 
 __all__ = (
@@ -71,6 +75,7 @@ __all__ = (
     'Dependencies',
     'DependencyCycle',
     'DependencyFailed',
+    'DuplicateJob',
     'Event',
     'Extension',
     'Failure',
@@ -92,6 +97,7 @@ __all__ = (
     'WrongState',
     'expected',
     'install',
+    'unique',
 )
 
 

@@ -14,13 +14,15 @@ import click
 from click_didyoumean import DYMGroup
 
 import kombu_reliable
-from celery_ext import bridge, next_run
+from celery_ext import bridge, following, next_run, starts
 
 __all__ = ('COMMANDS', 'Commands', 'reliable')
 
 kombu_reliable.register()
 bridge.connect()
 next_run.connect()
+starts.connect()
+following.connect()
 
 #: Name of a command -> the file beside this one that has it, under the same name.
 COMMANDS: dict[str, str] = {

@@ -90,7 +90,9 @@ class Limit:
             if value is None:
                 continue
             if isinstance(value, bool) or not isinstance(value, int) or not least <= value < MOST:
-                raise InvalidArgument(f'{name} {value!r:.100} is not a whole number from {least} on')
+                raise InvalidArgument(
+                    f'{name} {value!r:.100} is not a whole number from {least} on'
+                )
         if self.rate is not None:
             interval(self.rate)
         elif self.burst is not None:

@@ -127,7 +127,9 @@ class Throttles:
         if expires is not None:
             valid = isinstance(expires, int | float) and not isinstance(expires, bool)
             if not valid or not 0 < expires < LONGEST:
-                raise InvalidArgument(f'expires {expires!r:.100} is not a number of seconds above 0')
+                raise InvalidArgument(
+                    f'expires {expires!r:.100} is not a number of seconds above 0'
+                )
             life = max(1, round(expires * 1000))
         self._run('set_limit', check_name(name), 'set', life, *limit.fields)
 

@@ -129,18 +129,18 @@ local function locks()
     lock(wanted.key, id, number, wanted.life, now)
   end
 
-  -- A job that had ended is to live again, and takes its key again; false if another one has it.
+  -- A job that had ended is to live again, and takes its key again; unless another one has it,
+  -- which is returned.
   local function take_again(id, now)
     local number, life, key = half_of(id)
-    if not number then
-      return true
-    end
-    local holder = holder_of(key, now)
+    local holder = number and holder_of(key, now)
     if holder and holder ~= id then
-      return false
+      return holder
     end
-    lock(key, id, number, tonumber(life), now)
-    return true
+    if number then
+      lock(key, id, number, tonumber(life), now)
+    end
+    return nil
   end
 
   made_locks = {free = free, make_way = make_way, take = take, take_again = take_again}

@@ -1,7 +1,8 @@
 -- Replay: makes dead letters ready, with fresh deliveries.
 --
 -- ARGV  now | '', group in which they were found ('' if by themselves), then the keys of the jobs
--- Reply per job: done, unknown, its state if it is no dead letter, no-queue (it was deleted).
+-- Reply per job: done, unknown, its state if it is no dead letter, no-queue (it was deleted),
+--       'duplicate <job>' (that one has its unique key by now).
 --       What is no dead letter leaves the group that was named.
 -- Cost  O(log n) per job; at most 100 jobs a call
 -- @include acting
@@ -10,6 +11,7 @@
 -- @include place
 -- @include wake
 -- @include whereabouts
+-- @defer unique: locks
 local named = ARGV[2]
 
 local function replay(id, now)
@@ -24,13 +26,17 @@ local function replay(id, now)
   if redis.pcall('HGET', LIFE .. queue, 'gone') then
     return 'no-queue' -- what is there is about to be deleted
   end
+  local past = redis.pcall('HMGET', EXTRA .. id, 'p', 'h', 'u')
+  local holder = past[3] and locks().take_again(id, now)
+  if holder then
+    return 'duplicate ' .. holder
+  end
   redis.call('ZADD', READY .. queue, place(job.rank, redis.call('HINCRBY', META, 'seq', 1)), id)
   redis.call('ZREM', DEAD .. queue, id)
   grouping().leave(id)
   -- What is known of its past stays: nothing of how it died.
-  local past = redis.pcall('HMGET', EXTRA .. id, 'p', 'h')
   redis.call('UNLINK', EXTRA .. id)
-  for i, field in ipairs({'p', 'h'}) do
+  for i, field in ipairs({'p', 'h', 'u'}) do
     if past[i] then
       redis.call('HSET', EXTRA .. id, field, past[i])
     end
@@ -42,7 +48,8 @@ end
 
 return act(3, function(id, now)
   local status = replay(id, now)
-  if status ~= 'done' and status ~= 'no-queue' and named ~= '' then
+  local is_dead = status == 'no-queue' or string.sub(status, 1, 9) == 'duplicate'
+  if status ~= 'done' and not is_dead and named ~= '' then
     grouping().leave_named(id, named)
   end
   return status
