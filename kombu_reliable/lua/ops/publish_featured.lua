@@ -1,23 +1,32 @@
--- Publish featured: stores messages of which some have features.  Plain ones go through
--- publish, which does not pay for declaring what they do not use.
+-- Publish featured: stores messages of which some have features, each at most once.  Plain ones go
+-- through publish, which does not pay for declaring what they do not use.
 --
--- ARGV  as in lib/publishing.lua, and per message its features: '' or a JSON object
+-- ARGV  now | '', lane, number of the first message in its lane, then per message: id, queue, rank,
+--       due, tail, features; all but the last as publish has them
+--       features: '' or a JSON object of what lib/features.lua names, and
 --       run  [token, key]: published by the owner of this delivery, whose next run it is.
 --            Ends the delivery in the same step; refused if it was taken from its owner.
 --       depends  what it waits for, see lib/dependency.lua
---       unique   the key that only one job may have, see lib/unique.lua
--- Reply as in lib/publishing.lua; '!' for a message that was refused, '!cycle' for one that
---       would wait for itself, '!skip <job>' or '!raise <job>' for one whose key that job has
+-- Reply as publish has it; '!' for a message that was refused, '!cycle' for one that would wait
+--       for itself, '!skip <job>' or '!raise <job>' for one whose unique key that job has
 -- Cost  O(log n) per message and dependency; at most 200 messages and 300 dependencies a call
--- @include history
--- @include publishing
+-- @include clock
 -- @include cycle
+-- @include delaying
 -- @include dependency
+-- @include features
+-- @include history
+-- @include layout
+-- @include nonce
+-- @include owner_fields
+-- @include place
+-- @include ready
 -- @include record
 -- @include run
--- @defer unique: locks
+-- @include storing
+-- @include wake
+-- @defer displacing: make_way
 local STRIDE = 6
-local FEATURES = 5
 local ALONE = 3 + STRIDE -- the number of arguments for a single message
 local succeeded = {} -- tokens of the runs that this call has ended
 
@@ -34,81 +43,109 @@ local function end_run(token, key)
   if redis.call('ZREM', LEASED .. queue, key) == 0 then
     redis.call('ZREM', READY .. queue, key)
   end
-  local past, history, unwanted, unique =
-    unpack(redis.call('HMGET', EXTRA .. key, 'p', 'h', 'unwanted', 'u'))
-  redis.call('UNLINK', EXTRA .. key)
+  local past = redis.pcall('HGET', EXTRA .. key, 'p')
+  if type(past) == 'table' then
+    redis.call('UNLINK', EXTRA .. key) -- foreign data
+    past = nil
+  end
+  redis.call('HDEL', EXTRA .. key, 'n', 'once', 'heir')
   redis.call('HSET', EXTRA .. key, 'p', string.sub(token .. ';' .. (past or ''), 1, PAST_RUNS))
-  if history then
-    redis.call('HSET', EXTRA .. key, 'h', history)
-  end
-  if unwanted then
-    redis.call('HSET', EXTRA .. key, 'unwanted', unwanted)
-  end
-  if unique then
-    redis.call('HSET', EXTRA .. key, 'u', unique)
-  end
-  note(key, clock(), 'retried')
+  local now = clock()
+  note(key, now, 'retried')
+  tell_features(owner_features(owner), 'paused', queue, key, now, 'retried')
   return true
 end
 
--- Stores a record whose key no other job must have; whether it did.
-local function store_unique(at, number, record, unique, now)
-  local holder, leader = locks().make_way(unique, now)
-  if holder then
-    if #ARGV == ALONE then
-      -- Nothing was stored.  Who has not got the answer asks again, and must not be told that his
-      -- message is there.
-      redis.call('ZADD', PRODUCERS, ARGV[3] - 1, ARGV[2])
-    end
-    return '!' .. unique.conflict .. ' ' .. holder, false
+-- Whether a message is not to be stored, because another job has its unique key; who has.
+local function is_in_the_way(unique, number, now)
+  local holder, leader = make_way(unique, now)
+  if holder and #ARGV == ALONE then
+    -- Nothing was stored.  Who has not got the answer asks again, and must not be told that his
+    -- message is there.
+    redis.call('ZADD', PRODUCERS, ARGV[3] - 1, ARGV[2])
   end
-  local id = store_new(ARGV[at], number, record)
-  locks().take(unique, id, number, now, leader)
-  return id, true, leader
+  unique.number, unique.leader = number, leader
+  return holder
 end
 
--- Stores the record; whether it did, and behind which other job it waits, if any.  A next run has
--- the key of its job already.
+-- Stores the record; whether it did.
 local function store(at, number, record, features, now)
   local run = features.run
   if run and not succeeded[run[1]] then
     if end_run(run[1], run[2]) then
       succeeded[run[1]] = true
       redis.call('SET', JOB .. run[2], 'x' .. record)
+      features.unique = nil -- it has what its job has
       return run[2], true
     elseif is_fenced(run[1]) or has_next_run(run[2], run[1]) then
       return '!', false
     end
   end
-  if features.unique then
-    return store_unique(at, number, record, features.unique, now)
+  local unique = features.unique
+  local holder = unique and is_in_the_way(unique, number, now)
+  if holder then
+    return '!' .. unique.conflict .. ' ' .. holder, false
   end
-  return store_new(ARGV[at], number, record)
+  local id = ARGV[at]
+  if not redis.call('SET', JOB .. id, '-' .. record, 'NX') then
+    id = store_twin(id, number, record)
+  end
+  return id, true
 end
 
 -- Whether a job has to wait for others; then it has its place among those that do.
-local function waits(id, at, number, depends, leader, now)
+local function waits(id, queue, due, number, features, now)
+  local leader, depends = features.unique and features.unique.leader, features.depends
   if leader then
     dependencies().follow(leader, id, number)
   end
-  if not (depends and dependencies().depend(id, ARGV[at + 1], depends, number, now) or leader) then
+  if not (depends and dependencies().depend(id, queue, depends, number, now) or leader) then
     return false
   end
-  redis.call('ZADD', WAITING .. ARGV[at + 1], math.max(now, due_at(ARGV[at + 3], now)), id)
+  redis.call('ZADD', WAITING .. queue, math.max(now, due), id)
   return true
 end
 
-return publish(STRIDE, function(at, number, record)
-  local features = ARGV[at + FEATURES]
+local meta = redis.call('HMGET', META, 'v', 'keeper', 'paused')
+if foreign(meta[1]) then
+  return refuse(meta[1])
+end
+pausing = meta[3]
+local now, _, stamp = clock()
+local count = (#ARGV - 3) / STRIDE
+local skip = remember(ARGV[2], ARGV[3], count)
+if not meta[1] then
+  redis.call('HSET', META, 'v', LAYOUT)
+end
+local sequence = redis.call('HINCRBY', META, 'seq', count - skip) - count
+
+-- Returns the key under which the message is stored, or why it is not.
+local function publish(at, number)
+  local queue, rank, due = ARGV[at + 1], ARGV[at + 2], due_at(ARGV[at + 3], now)
+  local features = ARGV[at + 5]
   features = features ~= '' and cjson.decode(features) or {}
   local run, depends = features.run, features.depends
   if depends and closes_cycle(run and run[2] or ARGV[at], depends.on) then
-    return '!cycle', false
+    return '!cycle'
   end
-  local now = tonumber(string.sub(record, 4, 16))
-  local id, stored, leader = store(at, number, record, features, now)
-  if stored and (depends or leader) and waits(id, at, number, depends, leader, now) then
-    stored = false
+  local id, stored = store(at, number, rank .. stamp .. ARGV[at + 4], features, now)
+  if not stored then
+    return id
   end
-  return id, stored
-end)
+  local feat = enter_features(queue, id, now, features)
+  if waits(id, queue, due, number, features, now) then
+    return id
+  end
+  if due > now then
+    delay(queue, id, due, now, meta[2])
+  elseif make_ready(queue, id, place(rank, number), feat) then
+    arm(queue)
+  end
+  return id
+end
+
+local reply = {}
+for i = 1, count do
+  reply[i] = i <= skip and '' or publish(4 + (i - 1) * STRIDE, sequence + i)
+end
+return count == 1 and reply[1] or reply

@@ -6,12 +6,14 @@
 --       What is no dead letter leaves the group that was named.
 -- Cost  O(log n) per job; at most 100 jobs a call
 -- @include acting
+-- @include features
 -- @include group
 -- @include history
 -- @include place
+-- @include ready
 -- @include wake
 -- @include whereabouts
--- @defer unique: locks
+-- @defer displacing: retake_key
 local named = ARGV[2]
 
 local function replay(id, now)
@@ -26,23 +28,21 @@ local function replay(id, now)
   if redis.pcall('HGET', LIFE .. queue, 'gone') then
     return 'no-queue' -- what is there is about to be deleted
   end
-  local past = redis.pcall('HMGET', EXTRA .. id, 'p', 'h', 'u')
-  local holder = past[3] and locks().take_again(id, now)
+  local feat = features_of(id)
+  local holder = string.find(feat, 'u', 1, true) and retake_key(id, now)
   if holder then
     return 'duplicate ' .. holder
   end
-  redis.call('ZADD', READY .. queue, place(job.rank, redis.call('HINCRBY', META, 'seq', 1)), id)
+  local at = place(job.rank, redis.call('HINCRBY', META, 'seq', 1))
+  local claimable = make_ready(queue, id, at, feat)
   redis.call('ZREM', DEAD .. queue, id)
   grouping().leave(id)
   -- What is known of its past stays: nothing of how it died.
-  redis.call('UNLINK', EXTRA .. id)
-  for i, field in ipairs({'p', 'h', 'u'}) do
-    if past[i] then
-      redis.call('HSET', EXTRA .. id, field, past[i])
-    end
-  end
+  redis.pcall('HDEL', EXTRA .. id, 'n', 'once', 'unwanted', 'reason', 'failure', 'group', 'cause')
   note(id, now, 'replayed')
-  arm(queue)
+  if claimable then
+    arm(queue)
+  end
   return 'done'
 end
 

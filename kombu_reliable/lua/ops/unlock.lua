@@ -16,4 +16,4 @@ local id, token = ARGV[2], ARGV[3]
 if not owned_by(redis.call('HGET', OWNERS, id), token) then
   return -1
 end
-return locks().free(id) and 1 or 0
+return free_key(id) and 1 or 0
