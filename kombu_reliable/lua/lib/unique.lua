@@ -47,27 +47,30 @@ local function free_key(id)
   return true
 end
 
--- What lib/features.lua tells.  A job that was published has what lib/displacing.lua has found out:
--- its number and, if it waits behind another one only because of the key, that one.
-local unique_hooks = {
-  entered = function(_, id, now, wanted)
-    local number = string.format('%.0f', wanted.number)
-    local half = number .. string.format(';%.0f;', wanted.life) .. wanted.key
-    if type(redis.pcall('HSET', EXTRA .. id, 'u', half)) == 'table' then
-      redis.call('UNLINK', EXTRA .. id) -- foreign data
-      redis.call('HSET', EXTRA .. id, 'u', half)
-    end
-    if wanted.leader then
-      redis.call('HSET', EXTRA .. id, 'behind', wanted.leader)
-    end
-    lock_key(wanted.key, id, number, wanted.life, now)
-  end,
-  paused = function(_, id, _, event)
-    if event == 'failed' then
-      free_key(id)
-    end
-  end,
-  ended = function(_, id)
+-- A job was published with a key.  lib/displacing.lua has found out its number and, if it waits
+-- behind another one only because of the key, that one.
+local function unique_entered(_, id, now, wanted)
+  local number = string.format('%.0f', wanted.number)
+  local half = number .. string.format(';%.0f;', wanted.life) .. wanted.key
+  if type(redis.pcall('HSET', EXTRA .. id, 'u', half)) == 'table' then
+    redis.call('UNLINK', EXTRA .. id) -- foreign data
+    redis.call('HSET', EXTRA .. id, 'u', half)
+  end
+  if wanted.leader then
+    redis.call('HSET', EXTRA .. id, 'behind', wanted.leader)
+  end
+  lock_key(wanted.key, id, number, wanted.life, now)
+end
+
+local function unique_paused(_, id, _, event)
+  if event == 'failed' then
     free_key(id)
-  end,
-}
+  end
+end
+
+local function unique_ended(_, id)
+  free_key(id)
+end
+
+-- What lib/features.lua tells.
+local unique_hooks = {entered = unique_entered, paused = unique_paused, ended = unique_ended}
