@@ -351,4 +351,11 @@ def test_plain_kombu(crew: Fleet) -> None:
         assert producer.publish('b', **(send | {'headers': {**headers, 'id': 'two'}})) == 'one'
         store = open_store(connection)
         assert store.counts('plain').ready == 1
+        message = connection.SimpleQueue('plain').get(timeout=10)
+        assert message.payload == 'a'
+        assert producer.publish('c', **send) == 'one'
+        assert message.unlock()
+        assert not message.unlock()
+        assert producer.publish('d', **(send | {'headers': {**headers, 'id': 'three'}})) is None
+        message.ack()
         store.purge('plain')
