@@ -208,6 +208,11 @@ def test_a_lock_that_was_left_behind_holds_nobody_back(store: Store) -> None:
     assert put(store, '=d') == '=d'
     client.zrem(keys.ready('q'), '=d')
     assert put(store, '=e') == '=e'
+    lock = client.get(keys.unique('k'))
+    settle(store, take(store)[-1], Verdict.FAIL, 'rejected')
+    assert states(store, 'e') == ['failed']
+    client.set(keys.unique('k'), lock)
+    assert put(store, '=f') == '=f'
 
 
 @pytest.mark.parametrize('foreign', ['', 'x', '1;2', '1;0;=a', 'list'])
