@@ -21,13 +21,16 @@ if TYPE_CHECKING:
         ForeignBroker,
         InertWarning,
         InvalidDependency,
+        InvalidTemplate,
     )
     from celery_ext.installation import Extension, install
     from celery_ext.job import Dependencies, Event, Failure, Job
     from celery_ext.jobs import Jobs
     from celery_ext.queues import Queue, Queues
+    from celery_ext.uniqueness import unique
     from kombu_reliable import (
         DependencyCycle,
+        DuplicateJob,
         HasDependents,
         InvalidArgument,
         QueueCounts,
@@ -42,6 +45,7 @@ _HOME = {
     'Dependencies': 'celery_ext.job',
     'DependencyCycle': 'kombu_reliable',
     'DependencyFailed': 'celery_ext.ends',
+    'DuplicateJob': 'kombu_reliable',
     'Event': 'celery_ext.job',
     'Extension': 'celery_ext.installation',
     'Failure': 'celery_ext.job',
@@ -51,6 +55,7 @@ _HOME = {
     'InertWarning': 'celery_ext.errors',
     'InvalidArgument': 'kombu_reliable',
     'InvalidDependency': 'celery_ext.errors',
+    'InvalidTemplate': 'celery_ext.errors',
     'Job': 'celery_ext.job',
     'Jobs': 'celery_ext.jobs',
     'Queue': 'celery_ext.queues',
@@ -62,6 +67,7 @@ _HOME = {
     'WrongState': 'kombu_reliable',
     'expected': 'celery_ext.dependencies',
     'install': 'celery_ext.installation',
+    'unique': 'celery_ext.uniqueness',
 }
 
 __all__ = (
@@ -69,6 +75,7 @@ __all__ = (
     'Dependencies',
     'DependencyCycle',
     'DependencyFailed',
+    'DuplicateJob',
     'Event',
     'Extension',
     'Failure',
@@ -78,6 +85,7 @@ __all__ = (
     'InertWarning',
     'InvalidArgument',
     'InvalidDependency',
+    'InvalidTemplate',
     'Job',
     'Jobs',
     'Queue',
@@ -89,6 +97,7 @@ __all__ = (
     'WrongState',
     'expected',
     'install',
+    'unique',
 )
 
 

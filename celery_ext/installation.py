@@ -8,7 +8,7 @@ from typing import Any
 from celery import current_app
 
 import kombu_reliable
-from celery_ext import bridge, control, defaults, next_run, options, request
+from celery_ext import bridge, control, defaults, following, next_run, options, request, starts
 from celery_ext.broker import require
 from celery_ext.dead import DeadLetters
 from celery_ext.ends import ENDS
@@ -83,6 +83,8 @@ def install(app: Any = None) -> Extension:
     kombu_reliable.register()
     bridge.connect()
     next_run.connect()
+    starts.connect()
+    following.connect()
     request.connect(app)
     options.connect()
     options.watch_app(app)

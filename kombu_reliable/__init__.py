@@ -17,6 +17,7 @@ if TYPE_CHECKING:
         AccessRefused,
         ConnectionLost,
         DependencyCycle,
+        DuplicateJob,
         EmbeddedServerError,
         Fenced,
         HasDependents,
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from kombu_reliable.transport.keeper import finish_settling
     from kombu_reliable.transport.messages import TOKEN_HEADER, open_envelope, open_job
     from kombu_reliable.transport.transport import open_store
+    from kombu_reliable.transport.unique import frees_at_start
     from kombu_reliable.types import QueueCounts, Verdict
     from kombu_reliable.urls import ServerURL, parse_url
 
@@ -51,6 +53,7 @@ _HOME = {
     'AccessRefused': 'errors',
     'ConnectionLost': 'errors',
     'DependencyCycle': 'errors',
+    'DuplicateJob': 'errors',
     'EmbeddedServerError': 'errors',
     'Fenced': 'errors',
     'HasDependents': 'errors',
@@ -75,6 +78,7 @@ _HOME = {
     'open_job': 'transport.messages',
     'open_store': 'transport.transport',
     'pack_id': 'envelope',
+    'frees_at_start': 'transport.unique',
     'take_dependencies': 'transport.dependencies',
     'finish_settling': 'transport.keeper',
     'set_hooks': 'hooks',
@@ -92,6 +96,7 @@ __all__ = (
     'AccessRefused',
     'ConnectionLost',
     'DependencyCycle',
+    'DuplicateJob',
     'EmbeddedServerError',
     'Event',
     'Failure',
@@ -118,6 +123,7 @@ __all__ = (
     'Verdict',
     'WrongState',
     'finish_settling',
+    'frees_at_start',
     'open_envelope',
     'open_job',
     'open_store',

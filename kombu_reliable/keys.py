@@ -64,6 +64,7 @@ FAMILIES: dict[str, str] = {
     'NOTICED': 'noticed',
     'GROUP': 'fg:',
     'GROUPS': 'groups',
+    'UNIQUE': 'u:',
 }
 
 
@@ -242,3 +243,6 @@ class Keys:
     @property
     def groups(self) -> str:
         return self._key('GROUPS')
+
+    def unique(self, key: str) -> str:
+        return self._key('UNIQUE', key)

@@ -17,6 +17,7 @@ __all__ = (
     'QueueCounts',
     'Settlement',
     'Status',
+    'Unique',
     'Verdict',
 )
 
@@ -92,6 +93,27 @@ class Dependencies:
 
 
 @dataclass(frozen=True, slots=True)
+class Unique:
+    """The key of a job that only one job may have at a time.
+
+    Args:
+        key: at most 300 bytes, see :mod:`kombu_reliable.transport.unique`.
+        life: milliseconds after the publish for which the job has the key at most; 0: no limit.
+        conflict: what becomes of the new job if another one has the key: ``skip``, ``raise``,
+            ``replace``.
+    """
+
+    key: str
+    life: int = 0
+    conflict: str = 'skip'
+
+    @property
+    def features(self) -> dict[str, Any]:
+        """As the scripts read it."""
+        return {'key': self.key, 'life': self.life, 'conflict': self.conflict}
+
+
+@dataclass(frozen=True, slots=True)
 class Outgoing:
     """A message on its way in.
 
@@ -106,6 +128,7 @@ class Outgoing:
         lane: by which throttles and turns it is held back, as the scripts read it: see
             :mod:`kombu_reliable.transport.throttles`.  ``''``: by none, None: nothing is said,
             so a next run keeps what the run before had.
+        unique: the key that it does not share, if it has one.
     """
 
     id: str
@@ -116,11 +139,12 @@ class Outgoing:
     run: tuple[str, str] | None = None
     depends: Dependencies | None = None
     lane: str | None = None
+    unique: Unique | None = None
 
     @property
     def features(self) -> str:
         """What only some messages have, as the JSON that the script reads; ``''`` for none."""
-        if self.run is None and self.depends is None and not self.lane:
+        if self.run is self.depends is self.unique is None and not self.lane:
             return ''
         found: dict[str, Any] = {}
         if self.run is not None:
@@ -129,6 +153,8 @@ class Outgoing:
             found['depends'] = self.depends.features
         if self.lane is not None:
             found['throttles'] = self.lane
+        if self.unique is not None:
+            found['unique'] = self.unique.features
         return json.dumps(found)
 
 

@@ -1078,6 +1078,7 @@ def one_call_of_each_on_jobs(jobs: JobOperations) -> Iterator[Call[Any]]:
     yield jobs.pause('q', True)
     yield jobs.empty('q', 'ready')
     yield jobs.notice(['q'])
+    yield jobs.unlock('a', 't.1')
 
 
 def test_each_operation_refuses_data_of_another_version(bench: Bench) -> None:

@@ -26,7 +26,7 @@ class JobOperations:
     """Encodes the operations that act on jobs by their keys.
 
     Each answers one word per job: ``done``, ``unknown``, or why nothing was changed: the state
-    that forbids it, ``dependents``, ``no-queue``.  Each may be repeated.
+    that forbids it, ``dependents``, ``no-queue``, ``duplicate <job>``.  Each may be repeated.
 
     Args:
         operations: knows the shard, the options and the time.
@@ -72,6 +72,10 @@ class JobOperations:
     def discard(self, jobs: Sequence[str], group: str = '') -> Call[tuple[str, ...]]:
         """Deletes dead letters; see :meth:`replay`."""
         return self._act('discard', jobs, group)
+
+    def unlock(self, job: str, token: str) -> Call[int]:
+        """Gives up the unique key of a job; 1 if it had it, -1 if the token is an old one."""
+        return self.operations.call('unlock', int, job, token)
 
     def notice(self, queues: Sequence[str]) -> Call[bool]:
         """Remembers queues that nobody may have declared."""

@@ -14,7 +14,7 @@ from kombu_reliable.scripts import Call, translating
 from kombu_reliable.store import checks
 from kombu_reliable.store.info import Group, JobInfo, JobState, read_jobs
 from kombu_reliable.store.job_operations import JOBS_LIMIT, JobOperations
-from kombu_reliable.store.refusals import Target, name, unknown, wrong_state
+from kombu_reliable.store.refusals import TAKEN, Target, duplicate, name, unknown, wrong_state
 from kombu_reliable.types import QueueCounts
 
 if TYPE_CHECKING:
@@ -153,8 +153,21 @@ class Jobs:
         self._act(target, 'reschedule', lambda job: self.operations.reschedule([job], due))
 
     def replay(self, target: Target) -> None:
-        """Makes a dead letter ready again, with fresh deliveries."""
+        """Makes a dead letter ready again, with fresh deliveries.
+
+        Raises:
+            DuplicateJob: another job has its unique key by now.
+        """
         self._act(target, 'replay', lambda job: self.operations.replay([job]), failed=True)
+
+    def unlock(self, key: str, token: str) -> bool:
+        """Gives up the unique key of a job at the start of its run, if it still has one.
+
+        Args:
+            key: of the job.
+            token: of the delivery by which it runs; an old one changes nothing.
+        """
+        return self._store.repeat(self.operations.unlock(key, token)) > 0
 
     def discard(self, target: Target) -> None:
         """Deletes a dead letter."""
@@ -325,6 +338,8 @@ class Jobs:
             raise unknown(target)
         if status == 'no-queue':
             raise UnknownQueue('the queue was deleted; declare it again before moving jobs there')
+        if status.startswith(TAKEN):
+            raise duplicate(target, status.removeprefix(TAKEN))
         if status != 'done':
             raise wrong_state(target, status, action)
 
@@ -342,7 +357,7 @@ class Jobs:
             jobs = [job.decode(errors='replace') for job in found]
             statuses = self._run(operation(jobs, group))
             total += statuses.count('done')
-            stay += statuses.count('no-queue')
+            stay += sum(one == 'no-queue' or one.startswith(TAKEN) for one in statuses)
             if progress is not None:
                 progress(total)
         return total

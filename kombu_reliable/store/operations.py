@@ -23,11 +23,13 @@ from kombu_reliable.wire import Argument
 __all__ = (
     'CLAIM_LIMIT',
     'CYCLE',
+    'DUPLICATE',
     'EDGE_LIMIT',
     'PUBLISH_LIMIT',
     'REFUSED',
     'RENEW_LIMIT',
     'SETTLE_LIMIT',
+    'SKIPPED',
     'Operations',
     'message_of',
 )
@@ -45,6 +47,10 @@ RENEW_LIMIT = 300
 REFUSED = '!'
 #: ... and for a job that would wait for itself.
 CYCLE = '!cycle'
+#: ... and in front of the job that has the unique key of one that was to be skipped then.
+SKIPPED = '!skip '
+#: ... or was to be told as an error.
+DUPLICATE = '!raise '
 
 # How a record begins, see lua/lib/record.lua.
 _QUEUE_LENGTH = slice(17, 21)
@@ -124,7 +130,7 @@ class Operations:
 
     def publish(self, lane: str, first: int, messages: Sequence[Outgoing]) -> Call[tuple[str, ...]]:
         """Stores messages; the value is the key of each, ``''`` if it was stored before,
-        :data:`REFUSED` or :data:`CYCLE` if it was refused."""
+        or one of :data:`REFUSED` and those below it."""
         features = [one.features for one in messages]
         featured = any(features)
         args: list[Argument] = [lane, first]

@@ -87,6 +87,16 @@ class Message(virtual.Message):
         if not self._settled and self.channel is not None:
             self.channel.qos.once(self.delivery_tag)
 
+    def unlock(self) -> bool:
+        """Gives up the unique key at the start of the work, as ``x-unique-until: start`` asks for.
+        Waits for the server.
+
+        Returns:
+            Whether the message still had it.
+        """
+        job = self.channel and self.channel.keeper.job_of(self.delivery_tag)
+        return bool(job) and self.channel.store.jobs.unlock(job, self.delivery_tag)
+
     @property
     def lost(self) -> bool:
         """Whether the store has said that it is not ours any more: another consumer has it, or

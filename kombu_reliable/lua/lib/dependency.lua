@@ -334,7 +334,15 @@ local function dependencies()
     return true
   end
 
+  -- Makes a job wait for exactly one other, however that ends.
+  local function follow(leader, id, arrival)
+    redis.call('ZADD', DEPENDENTS .. leader, string.format('%.17g', IGNORE + arrival / ARRIVALS), id)
+    redis.call('SADD', UNMET .. id, leader)
+    redis.call('SADD', WANTED, leader)
+  end
+
   local all = {await = await, depend = depend, drop_edge = drop_edge, look_up = look_up, meet = meet}
+  all.follow = follow
   all.state_of = state_of
   all.stop_waiting, all.tell_dependents = stop_waiting, tell_dependents
   all.tell_of_twin, all.told_already = tell_of_twin, told_already

@@ -35,13 +35,15 @@ local function live(id)
   return job and job.state ~= 'failed' and job, job
 end
 
--- Whether others wait for a job; not all that are entered there still do.
+-- Whether others wait for a job; not all that are entered there still do, and what has only its
+-- unique key in common with it is glad of its end.
 local function is_wanted(id)
   if redis.call('SISMEMBER', WANTED, id) == 0 then
     return false
   end
   for _, dependent in ipairs(redis.call('ZRANGE', DEPENDENTS .. id, 0, LOOK)) do
-    if redis.call('SISMEMBER', UNMET .. dependent, id) == 1 then
+    if redis.call('SISMEMBER', UNMET .. dependent, id) == 1
+        and redis.pcall('HGET', EXTRA .. dependent, 'behind') ~= id then
       return true
     end
   end
