@@ -50,6 +50,11 @@ FAMILIES: dict[str, str] = {
     'NOTICED': 'noticed',
     'GROUP': 'fg:',
     'GROUPS': 'groups',
+    'COMPLETED': 'c:',
+    'TAG': 'tag:',
+    'TAGS': 'tags',
+    'TRACKED': 'tracked',
+    'EVENTS': 'ev',
 }
 
 
@@ -182,3 +187,21 @@ class Keys:
     @property
     def groups(self) -> str:
         return self._key('GROUPS')
+
+    def completed(self, queue: str) -> str:
+        return self._key('COMPLETED', queue)
+
+    def tag(self, tag: str) -> str:
+        return self._key('TAG', tag)
+
+    @property
+    def tags(self) -> str:
+        return self._key('TAGS')
+
+    @property
+    def tracked(self) -> str:
+        return self._key('TRACKED')
+
+    @property
+    def events(self) -> str:
+        return self._key('EVENTS')
