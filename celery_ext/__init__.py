@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         ForeignBroker,
         InertWarning,
         InvalidDependency,
+        InvalidTemplate,
     )
     from celery_ext.installation import Extension, install
     from celery_ext.job import Dependencies, Event, Failure, Job
@@ -51,6 +52,7 @@ _HOME = {
     'InertWarning': 'celery_ext.errors',
     'InvalidArgument': 'kombu_reliable',
     'InvalidDependency': 'celery_ext.errors',
+    'InvalidTemplate': 'celery_ext.errors',
     'Job': 'celery_ext.job',
     'Jobs': 'celery_ext.jobs',
     'Queue': 'celery_ext.queues',
@@ -78,6 +80,7 @@ __all__ = (
     'InertWarning',
     'InvalidArgument',
     'InvalidDependency',
+    'InvalidTemplate',
     'Job',
     'Jobs',
     'Queue',

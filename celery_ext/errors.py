@@ -8,6 +8,7 @@ __all__ = (
     'ForeignBroker',
     'InertWarning',
     'InvalidDependency',
+    'InvalidTemplate',
 )
 
 
@@ -17,6 +18,10 @@ class ForeignBroker(ReliableError):
 
 class InvalidDependency(ReliableError, ValueError):
     """Something in ``depends_on`` names no task, or the policy is unknown."""
+
+
+class InvalidTemplate(ReliableError, ValueError):
+    """A name such as ``'tenant:{tenant_id}'`` is wrong, or names what the call does not have."""
 
 
 class InertWarning(UserWarning):

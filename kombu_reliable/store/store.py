@@ -18,6 +18,7 @@ from kombu_reliable.store.dependencies import Edges
 from kombu_reliable.store.job_operations import JobOperations
 from kombu_reliable.store.jobs import Jobs
 from kombu_reliable.store.operations import Operations, message_of
+from kombu_reliable.store.throttles import Throttles
 from kombu_reliable.types import QueueCounts
 from kombu_reliable.wire import exchange
 
@@ -55,6 +56,11 @@ class Store:
         # Made anew: one that is kept would keep its store, and its connections, until the
         # garbage collector comes by.
         return Jobs(self)
+
+    @property
+    def throttles(self) -> Throttles:
+        """Looks at throttles and changes them."""
+        return Throttles(self)
 
     def now(self) -> int:
         """The server's time, in milliseconds since the epoch."""
