@@ -12,6 +12,7 @@ __all__ = (
     'Claimed',
     'Delivery',
     'Dependencies',
+    'Marks',
     'Outgoing',
     'Policy',
     'QueueCounts',
@@ -92,6 +93,40 @@ class Dependencies:
 
 
 @dataclass(frozen=True, slots=True)
+class Marks:
+    """What a job is found by, and whether it is looked at after its end.
+
+    Args:
+        tags: words, each once.
+        track: the name of its task, if it is to tell what befalls it; else None.
+        retain: for how long it is kept once it has completed, in ms; None if nobody has said so.
+        limit: how many completed jobs its queue keeps at most.
+    """
+
+    tags: tuple[str, ...] = ()
+    track: str | None = None
+    retain: int | None = None
+    limit: int = 0
+
+    @property
+    def keep(self) -> str:
+        """The retention as the scripts read it; ``''`` if nobody has said anything."""
+        return '' if self.retain is None else f'{self.retain};{self.limit}'
+
+    @property
+    def features(self) -> dict[str, Any]:
+        """As the scripts read them."""
+        found: dict[str, Any] = {}
+        if self.tags:
+            found['tags'] = self.tags
+        if self.track is not None:
+            found['track'] = self.track
+        if self.retain is not None:
+            found['retain'] = self.keep
+        return found
+
+
+@dataclass(frozen=True, slots=True)
 class Outgoing:
     """A message on its way in.
 
@@ -103,6 +138,7 @@ class Outgoing:
         envelope: what :func:`kombu_reliable.envelope.seal` made.
         run: token and key of the delivery whose next run this is, if it is one.
         depends: what it waits for, if it does.
+        marks: tags, tracking and retention, if it has any.
     """
 
     id: str
@@ -112,17 +148,20 @@ class Outgoing:
     envelope: bytes
     run: tuple[str, str] | None = None
     depends: Dependencies | None = None
+    marks: Marks | None = None
 
     @property
     def features(self) -> str:
         """What only some messages have, as the JSON that the script reads; ``''`` for none."""
-        if self.run is None and self.depends is None:
+        if self.run is None and self.depends is None and self.marks is None:
             return ''
         found: dict[str, Any] = {}
         if self.run is not None:
             found['run'] = self.run
         if self.depends is not None:
             found['depends'] = self.depends.features
+        if self.marks is not None:
+            found.update(self.marks.features)
         return json.dumps(found)
 
 
@@ -194,3 +233,4 @@ class QueueCounts:
     dead: int
     waiting: int = 0
     paused: bool = False
+    completed: int = 0

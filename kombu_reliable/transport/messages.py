@@ -12,6 +12,7 @@ from kombu_reliable.errors import InvalidMessage
 from kombu_reliable.options import Options
 from kombu_reliable.store.info import JobInfo
 from kombu_reliable.transport.dependencies import take_dependencies
+from kombu_reliable.transport.marks import take_marks
 from kombu_reliable.types import Delivery, Outgoing
 
 __all__ = ('NONCE', 'TOKEN_HEADER', 'envelope', 'open_envelope', 'open_job', 'outgoing', 'payload')
@@ -64,6 +65,7 @@ def outgoing(
         rank=options.rank(_priority(message['properties'].get('priority'))),
         due=_take_due(headers),
         depends=take_dependencies(headers, job),
+        marks=take_marks(headers, options),
         envelope=envelope(message, headers, queue, exchange, routing_key),
     )
 

@@ -27,6 +27,9 @@ Item = Outgoing | Broadcast
 #: What a message that depends on others costs at least, in edges.
 DEPENDENT_COST = 5
 
+#: What one that is tagged, tracked or retained costs besides its tags, in edges.
+MARKS_COST = 2
+
 #: Messages of a batch that go out in one round trip.
 ROUND = 10 * PUBLISH_LIMIT
 
@@ -108,8 +111,10 @@ def _leading_messages(items: Sequence[Item]) -> list[Outgoing]:
             break
         if item.depends is not None:
             edges += max(len(item.depends.on), DEPENDENT_COST)
-            if edges > EDGE_LIMIT:
-                break
+        if item.marks is not None and messages:
+            edges += MARKS_COST + len(item.marks.tags)
+        if edges > EDGE_LIMIT:
+            break
         messages.append(item)
     return messages
 

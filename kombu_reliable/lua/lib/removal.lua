@@ -2,6 +2,7 @@
 -- @include ended
 -- @include disarm
 -- @include group
+-- @include marks
 -- @include twins
 -- @include whereabouts
 -- Takes a job out of the world, with everything that is its own.
@@ -15,8 +16,12 @@ local function remove(id, job)
   if job.state == 'failed' then
     grouping().leave(id)
   end
+  forget_marks(id)
   redis.call('UNLINK', JOB .. id, EXTRA .. id)
   leave_twin(id)
+  if job.state == 'completed' then
+    return -- it had ended before
+  end
   disarm(job.queue)
   all_ended({id}, 'gone')
   if job.state == 'waiting' then
