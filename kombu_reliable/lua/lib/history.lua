@@ -21,3 +21,20 @@ local function note(id, now, event, detail)
   redis.call('HSET', key, 'h', line)
   mark_extra(id)
 end
+
+-- What also those jobs note that simply succeed, if somebody may look at them.
+local history_hooks = {
+  entered = function(_, id, now)
+    if redis.call('HEXISTS', EXTRA .. id, 'h') == 0 then
+      note(id, now, 'put')
+    end
+  end,
+  started = function(_, id, now, worker)
+    note(id, now, 'popped', worker)
+  end,
+  ended = function(_, id, now, outcome)
+    if outcome == 'ok' then
+      note(id, now, 'completed')
+    end
+  end,
+}

@@ -8,8 +8,8 @@
 
 -- To be called before the EXTRA hash goes.
 local function forget_marks(id)
-  tags_ended(id)
-  tracking_ended(id)
+  tags_leave(id)
+  track_leave(id)
 end
 
 -- Adds a letter to those of a job, or takes it away, also while somebody holds the job.
@@ -33,5 +33,13 @@ local function set_letter(id, letter, on)
   local place, worker = string.match(owner or '', '^([^;]*;%-?%d+)%a*(;.*)$')
   if place then
     redis.call('HSET', OWNERS, id, place .. rest .. worker)
+  end
+end
+
+local function mark(id, letter, keep)
+  set_letter(id, letter, true)
+  set_letter(id, 'h', true)
+  if keep ~= '' and redis.call('HSETNX', EXTRA .. id, 'keep', keep) == 1 then
+    set_letter(id, 'r', true)
   end
 end

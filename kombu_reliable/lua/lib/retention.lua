@@ -21,7 +21,7 @@ local function trim_at(expires)
 end
 
 -- Keeps a job that has succeeded, if it is to be kept; whether it does.
-local function retention_ended(queue, id, now)
+local function keep_completed(queue, id, now)
   local wanted = redis.pcall('HGET', EXTRA .. id, 'keep')
   local life, limit = string.match(type(wanted) == 'string' and wanted or '', '^(%d+);(%d+)$')
   life = tonumber(life or 0)
@@ -38,3 +38,16 @@ local function retention_ended(queue, id, now)
   end
   return true
 end
+
+local retention_hooks = {
+  entered = function(_, id, _, keep)
+    redis.call('HSETNX', EXTRA .. id, 'keep', keep)
+  end,
+  ended = function(queue, id, now, outcome)
+    if outcome == 'ok' and keep_completed(queue, id, now) then
+      return true
+    end
+    track_leave(id)
+    return false
+  end,
+}

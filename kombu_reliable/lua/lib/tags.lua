@@ -1,8 +1,8 @@
+-- @include order
 -- Tags: words by which jobs are found together.
 --   TAG    per tag: the jobs that have it, scored by the order of their publish
 --   TAGS   the tags that any job has, scored by how many have it
--- and of each job in its EXTRA hash: 'tags', a list as JSON, and 'order', its score, which is the
--- same in all sets, so that they can be merged.
+-- and of each job in its EXTRA hash: 'tags', a list as JSON.
 --
 -- Foreign data in the place of an index must not stand in the way of a job.
 local function tags_of(id)
@@ -26,24 +26,43 @@ local function tag_leave(id, tag)
   end
 end
 
--- Gives a job tags beyond those in `have`; returns all of them.
-local function tags_put(id, have, wanted, order)
-  local all, known = {}, {}
+-- Gives a job tags beside those that it has; false, and nothing is changed, if it would have more
+-- than `most`.
+local function tags_give(id, wanted, most)
+  local have, all, known, order = tags_of(id), {}, {}, order_of(id)
   for i, tag in ipairs(have) do
     all[i], known[tag] = tag, true
   end
   for _, tag in ipairs(wanted) do
     if not known[tag] then
       all[#all + 1], known[tag] = tag, true
-      tag_enter(id, tag, order)
     end
   end
-  return all
+  if #all > most then
+    return false
+  end
+  for i = #have + 1, #all do
+    tag_enter(id, all[i], order)
+  end
+  redis.call('HSET', EXTRA .. id, 'tags', cjson.encode(all))
+  return true
 end
 
--- To be called before the EXTRA hash goes.
-local function tags_ended(id)
+local function tags_leave(id)
   for _, tag in ipairs(tags_of(id)) do
     tag_leave(id, tag)
   end
 end
+
+local tags_hooks = {
+  entered = function(_, id, _, tags)
+    -- What a next run brings with it is beside what its job has, and was counted when it was sent.
+    tags_give(id, tags, 1000)
+  end,
+  ended = function(_, id, _, outcome)
+    -- Those of a job that is kept go with it.
+    if outcome ~= 'ok' or redis.call('HEXISTS', EXTRA .. id, 'done') == 0 then
+      tags_leave(id)
+    end
+  end,
+}

@@ -1,4 +1,4 @@
--- @include history
+-- @include order
 -- Tracked jobs tell what befalls them, at the moment when it does, on one capped stream.
 --   TRACKED  the jobs, scored by the order of their publish
 --   EVENTS   e: the event, j: key of the job, q: its queue, t: its task, d: who, where or why
@@ -6,7 +6,7 @@
 -- has missed what was trimmed meanwhile.
 --
 -- Foreign data where events are told must not stand in the way of a job.
-local function tracked_event(id, event, now, queue, detail)
+local function tracked_event(queue, id, now, event, detail)
   local KEPT, LIFE_OF_EVENTS = 100000, 604800000 -- number, ms after the last one
   local task = redis.pcall('HGET', EXTRA .. id, 'task')
   local number = redis.call('HINCRBY', META, 'events', 1)
@@ -26,14 +26,40 @@ local function tracked_event(id, event, now, queue, detail)
   redis.call('PEXPIRE', EVENTS, LIFE_OF_EVENTS)
 end
 
--- What also jobs note that simply succeed, if somebody will look at them.
-local function lived(queue, id, feat, event, now, detail)
-  note(id, now, event, detail)
-  if string.find(feat, 'k', 1, true) then
-    tracked_event(id, event, now, queue, detail)
-  end
+local function track_enter(id, task)
+  redis.call('HSET', EXTRA .. id, 'task', task)
+  redis.pcall('ZADD', TRACKED, order_of(id), id)
 end
 
-local function tracking_ended(id)
+local function track_leave(id)
   redis.pcall('ZREM', TRACKED, id)
 end
+
+local tracking_hooks = {
+  entered = function(queue, id, now, task)
+    local next_run = redis.call('HEXISTS', EXTRA .. id, 'task') == 1
+    track_enter(id, task)
+    if not next_run then
+      tracked_event(queue, id, now, 'put')
+    end
+  end,
+  started = function(queue, id, now, worker)
+    tracked_event(queue, id, now, 'popped', worker)
+  end,
+  paused = tracked_event,
+  moved = function(queue, id, now, to)
+    tracked_event(queue, id, now, 'moved', queue .. ' > ' .. to)
+  end,
+  ended = function(queue, id, now, outcome)
+    local OVER = {ok = 'completed', gone = 'canceled'}
+    -- Dead letters, and completed jobs that were kept, have told how they ended.
+    local done, dead = unpack(redis.call('HMGET', EXTRA .. id, 'done', 'reason'))
+    if not done and not dead then
+      tracked_event(queue, id, now, OVER[outcome] or outcome)
+    end
+    -- One that is kept stays on the list, see lib/retention.lua.
+    if outcome ~= 'ok' or redis.call('HEXISTS', EXTRA .. id, 'keep') == 0 then
+      track_leave(id)
+    end
+  end,
+}

@@ -11,27 +11,10 @@
 local give, wanted, most, keep = ARGV[2] == '1', cjson.decode(ARGV[3]), tonumber(ARGV[4]), ARGV[5]
 
 local function give_to(id)
-  local have, new = tags_of(id), 0
-  local known = {}
-  for _, tag in ipairs(have) do
-    known[tag] = true
-  end
-  for _, tag in ipairs(wanted) do
-    new = new + (known[tag] and 0 or 1)
-  end
-  if #have + new > most then
+  if not tags_give(id, wanted, most) then
     return 'too-many'
   end
-  local order = redis.call('HGET', EXTRA .. id, 'order')
-  if not order then
-    order = redis.call('HINCRBY', META, 'seq', 1)
-    redis.call('HSET', EXTRA .. id, 'order', order)
-  end
-  redis.call('HSET', EXTRA .. id, 'tags', cjson.encode(tags_put(id, have, wanted, order)))
-  set_letter(id, 't', true)
-  if keep ~= '' and redis.call('HSETNX', EXTRA .. id, 'keep', keep) == 1 then
-    set_letter(id, 'r', true)
-  end
+  mark(id, 't', keep)
   return 'done'
 end
 

@@ -17,20 +17,13 @@ return act(5, function(id, now)
   end
   local tracked = redis.call('ZSCORE', TRACKED, id)
   if track and not tracked then
-    local order = redis.call('HGET', EXTRA .. id, 'order')
-    if not order then
-      order = redis.call('HINCRBY', META, 'seq', 1)
-    end
-    redis.call('HSET', EXTRA .. id, 'order', order, 'task', task)
-    redis.call('ZADD', TRACKED, order, id)
-    set_letter(id, 'k', true)
-    if keep ~= '' and redis.call('HSETNX', EXTRA .. id, 'keep', keep) == 1 then
-      set_letter(id, 'r', true)
-    end
-    tracked_event(id, 'track', now, job.queue)
+    track_enter(id, task)
+    mark(id, 'k', keep)
+    tracked_event(job.queue, id, now, 'track')
   elseif tracked and not track then
-    tracked_event(id, 'untrack', now, job.queue)
-    redis.call('ZREM', TRACKED, id)
+    tracked_event(job.queue, id, now, 'untrack')
+    track_leave(id)
+    redis.call('HDEL', EXTRA .. id, 'task')
     set_letter(id, 'k', false)
   end
   return 'done'
