@@ -116,7 +116,7 @@ class Marks:
     @property
     def features(self) -> dict[str, Any]:
         """As the scripts read them."""
-        found: dict[str, Any] = {}
+        found: dict[str, Any] = {'history': True}
         if self.tags:
             found['tags'] = self.tags
         if self.track is not None:
