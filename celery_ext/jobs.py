@@ -177,7 +177,7 @@ class Jobs:
 
         Raises:
             HasDependents: others wait for it, and ``cascade`` was not asked for.
-            WrongState: it is a dead letter; discard it instead.
+            WrongState: it is a dead letter, or has completed and is kept; discard it instead.
         """
         name = task_id(which)
         answer: Canceled = self._store.cancel(

@@ -113,7 +113,7 @@ class Jobs:
 
         Raises:
             HasDependents: other jobs wait for it.
-            WrongState: it is a dead letter.
+            WrongState: it is a dead letter, or has completed and is kept.
         """
         jobs = [target.key] if isinstance(target, JobInfo) else self._keys_of(target)
         statuses: set[str] = set()
@@ -128,8 +128,9 @@ class Jobs:
             return 'requested'
         if 'gone' in statuses:
             return 'gone'
-        if 'failed' in statuses:
-            raise wrong_state(target, 'failed', 'cancel')
+        for state in ENDED:
+            if state in statuses:
+                raise wrong_state(target, state, 'cancel')
         return 'unknown'
 
     def move(self, target: Target, queue: str) -> None:

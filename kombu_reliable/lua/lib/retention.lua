@@ -39,15 +39,16 @@ local function keep_completed(queue, id, now)
   return true
 end
 
-local retention_hooks = {
-  entered = function(_, id, _, keep)
-    redis.call('HSETNX', EXTRA .. id, 'keep', keep)
-  end,
-  ended = function(queue, id, now, outcome)
-    if outcome == 'ok' and keep_completed(queue, id, now) then
-      return true
-    end
-    track_leave(id)
-    return false
-  end,
-}
+local function retention_entered(_, id, _, keep)
+  redis.call('HSETNX', EXTRA .. id, 'keep', keep)
+end
+
+local function retention_ended(queue, id, now, outcome)
+  if outcome == 'ok' and keep_completed(queue, id, now) then
+    return true
+  end
+  track_leave(id)
+  return false
+end
+
+local retention_hooks = {entered = retention_entered, ended = retention_ended}

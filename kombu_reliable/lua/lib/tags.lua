@@ -54,15 +54,16 @@ local function tags_leave(id)
   end
 end
 
-local tags_hooks = {
-  entered = function(_, id, _, tags)
-    -- What a next run brings with it is beside what its job has, and was counted when it was sent.
-    tags_give(id, tags, 1000)
-  end,
-  ended = function(_, id, _, outcome)
-    -- Those of a job that is kept go with it.
-    if outcome ~= 'ok' or redis.call('HEXISTS', EXTRA .. id, 'done') == 0 then
-      tags_leave(id)
-    end
-  end,
-}
+local function tags_entered(_, id, _, tags)
+  -- What a next run brings with it is beside what its job has, and was counted when it was sent.
+  tags_give(id, tags, 1000)
+end
+
+local function tags_ended(_, id, _, outcome)
+  -- Those of a job that is kept go with it.
+  if outcome ~= 'ok' or redis.call('HEXISTS', EXTRA .. id, 'done') == 0 then
+    tags_leave(id)
+  end
+end
+
+local tags_hooks = {entered = tags_entered, ended = tags_ended}

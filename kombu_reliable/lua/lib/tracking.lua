@@ -35,31 +35,36 @@ local function track_leave(id)
   redis.pcall('ZREM', TRACKED, id)
 end
 
-local tracking_hooks = {
-  entered = function(queue, id, now, task)
-    local next_run = redis.call('HEXISTS', EXTRA .. id, 'task') == 1
-    track_enter(id, task)
-    if not next_run then
-      tracked_event(queue, id, now, 'put')
-    end
-  end,
-  started = function(queue, id, now, worker)
-    tracked_event(queue, id, now, 'popped', worker)
-  end,
-  paused = tracked_event,
-  moved = function(queue, id, now, to)
-    tracked_event(queue, id, now, 'moved', queue .. ' > ' .. to)
-  end,
-  ended = function(queue, id, now, outcome)
-    local OVER = {ok = 'completed', gone = 'canceled'}
-    -- Dead letters, and completed jobs that were kept, have told how they ended.
-    local done, dead = unpack(redis.call('HMGET', EXTRA .. id, 'done', 'reason'))
-    if not done and not dead then
-      tracked_event(queue, id, now, OVER[outcome] or outcome)
-    end
-    -- One that is kept stays on the list, see lib/retention.lua.
-    if outcome ~= 'ok' or redis.call('HEXISTS', EXTRA .. id, 'keep') == 0 then
-      track_leave(id)
-    end
-  end,
-}
+local function tracking_entered(queue, id, now, task)
+  local next_run = redis.call('HEXISTS', EXTRA .. id, 'task') == 1
+  track_enter(id, task)
+  if not next_run then
+    tracked_event(queue, id, now, 'put')
+  end
+end
+
+local function tracking_started(queue, id, now, worker)
+  tracked_event(queue, id, now, 'popped', worker)
+end
+
+local function tracking_moved(queue, id, now, to)
+  tracked_event(queue, id, now, 'moved', queue .. ' > ' .. to)
+end
+
+local function tracking_ended(queue, id, now, outcome)
+  local OVER = {ok = 'completed', gone = 'canceled'}
+  -- Dead letters, and completed jobs that were kept, have told how they ended.
+  local done, dead = unpack(redis.call('HMGET', EXTRA .. id, 'done', 'reason'))
+  if not done and not dead then
+    tracked_event(queue, id, now, OVER[outcome] or outcome)
+  end
+  -- One that is kept stays on the list, see lib/retention.lua.
+  if outcome ~= 'ok' or redis.call('HEXISTS', EXTRA .. id, 'keep') == 0 then
+    track_leave(id)
+  end
+end
+
+local tracking_hooks = {entered = tracking_entered, started = tracking_started}
+tracking_hooks.paused = tracked_event
+tracking_hooks.moved = tracking_moved
+tracking_hooks.ended = tracking_ended

@@ -2,8 +2,8 @@
 --
 -- The states are 'ready', 'delayed', 'leased', 'waiting', 'failed', 'completed'; 'nowhere' is a
 -- record that damage has left behind.  A ready job may still have the owner that lost its lease.
-local PLACES = {ready = READY, delayed = DELAYED, leased = LEASED, waiting = WAITING, failed = DEAD,
-  completed = COMPLETED}
+local PLACES = {ready = READY, delayed = DELAYED, leased = LEASED, waiting = WAITING,
+  ['failed'] = DEAD, ['completed'] = COMPLETED}
 local STATES = {'ready', 'delayed', 'leased', 'waiting', 'failed', 'completed'}
 
 -- Returns a table of state, score, rank (text), published (text), queue, owner; nil if there is

@@ -14,7 +14,7 @@ if foreign(version) then
 end
 local newest, after = ARGV[3] == '1', ARGV[4]
 local skip, limit, budget = tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7])
-local CHUNK = 500
+local CHUNK, STEPS = 500, 100
 local sets = {}
 for i = 8, #ARGV do
   sets[#sets + 1] = TAG .. ARGV[i]
@@ -56,7 +56,7 @@ local function intersect()
     return true
   end
   local base = table.remove(sets, smallest)
-  while budget > 0 and not full do
+  for _ = 1, STEPS do
     local count = math.min(CHUNK, budget)
     local members = read(base, after, count)
     local ids = {}
@@ -86,6 +86,8 @@ local function intersect()
     end
     if #ids < count then
       return true
+    elseif budget <= 0 then
+      return false
     end
   end
   return false
@@ -134,8 +136,11 @@ local ended = false
 if ARGV[2] == 'all' then
   ended = intersect()
 else
-  while budget > 0 and not full and not ended do
+  for _ = 1, STEPS do
     ended = unite()
+    if ended or full or budget <= 0 then
+      break
+    end
   end
 end
 return {ended and '' or after, skip, unpack(found)}
