@@ -282,7 +282,9 @@ def test_good_tags() -> None:
     assert take_marks({'x-track': False}, Options()) is None
 
 
-@pytest.mark.parametrize('tag', ['{a}', 'a:b', ' ', 'a\nb', '"', "'", '\\', 'x' * LONGEST_TAG, '漢'])
+@pytest.mark.parametrize(
+    'tag', ['{a}', 'a:b', ' ', 'a\nb', '"', "'", '\\', 'x' * LONGEST_TAG, '漢']
+)
 def test_strange_tags_work(bench: MarkBench, tag: str) -> None:
     bench.add('job', tag, 'b')
     assert bench.tagged(tag) == ['job']
@@ -336,7 +338,11 @@ def test_pages_have_every_job_once(bench: MarkBench, seed: int, newest_first: bo
                 break
         assert found == expected
         if not newest_first:
-            walked = [key for step in bench.store.tags.walk(tuple(wanted), any=any_, step=9) for key in step]
+            walked = [
+                key
+                for step in bench.store.tags.walk(tuple(wanted), any=any_, step=9)
+                for key in step
+            ]
             assert walked == expected
 
 

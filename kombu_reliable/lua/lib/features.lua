@@ -12,7 +12,7 @@
 --   started  worker   it was claimed
 --   paused   event, detail  a delivery ended and the job goes on: 'requeued', 'released', 'stalled' (its
 --                     lease was lost), 'retried' (its next run was published), 'failed' (it is a
---                     dead letter; it need not have been delivered)
+--                     dead letter; it need not have been delivered), 'replayed' (it was one)
 --   ended    outcome  it is over: 'ok', 'gone' if it was removed, or 'replaced' if others go on under
 --                     its id.  Its EXTRA hash still exists.
 --                     A feature that keeps the job returns true, and puts it where it is to be
