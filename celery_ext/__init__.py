@@ -14,23 +14,25 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from celery_ext.bulk import Result, Selection
+    from celery_ext.current import CurrentJob
     from celery_ext.dead import DeadLetters, Group
     from celery_ext.dependencies import expected
     from celery_ext.ends import DependencyFailed
-    from celery_ext.errors import (
-        ForeignBroker,
-        InertWarning,
-        InvalidDependency,
-        InvalidTemplate,
-    )
+    from celery_ext.errors import ForeignBroker, InertWarning, InvalidDependency, InvalidTemplate
+    from celery_ext.events import Events, JobEvent, Subscription
     from celery_ext.installation import Extension, install
     from celery_ext.job import Dependencies, Event, Failure, Job
-    from celery_ext.jobs import Jobs
+    from celery_ext.jobs import Jobs, Page
     from celery_ext.queues import Queue, Queues
+    from celery_ext.tags import Tags, tagged
+    from celery_ext.tracking import tracked
     from celery_ext.uniqueness import unique
     from kombu_reliable import (
         DependencyCycle,
         DuplicateJob,
+        Fenced,
+        Gap,
         HasDependents,
         InvalidArgument,
         QueueCounts,
@@ -41,15 +43,19 @@ if TYPE_CHECKING:
     )
 
 _HOME = {
+    'CurrentJob': 'celery_ext.current',
     'DeadLetters': 'celery_ext.dead',
     'Dependencies': 'celery_ext.job',
     'DependencyCycle': 'kombu_reliable',
     'DependencyFailed': 'celery_ext.ends',
     'DuplicateJob': 'kombu_reliable',
     'Event': 'celery_ext.job',
+    'Events': 'celery_ext.events',
     'Extension': 'celery_ext.installation',
     'Failure': 'celery_ext.job',
+    'Fenced': 'kombu_reliable',
     'ForeignBroker': 'celery_ext.errors',
+    'Gap': 'kombu_reliable',
     'Group': 'celery_ext.dead',
     'HasDependents': 'kombu_reliable',
     'InertWarning': 'celery_ext.errors',
@@ -57,29 +63,42 @@ _HOME = {
     'InvalidDependency': 'celery_ext.errors',
     'InvalidTemplate': 'celery_ext.errors',
     'Job': 'celery_ext.job',
+    'JobEvent': 'celery_ext.events',
     'Jobs': 'celery_ext.jobs',
+    'Page': 'celery_ext.jobs',
     'Queue': 'celery_ext.queues',
     'QueueCounts': 'kombu_reliable',
     'Queues': 'celery_ext.queues',
     'ReliableError': 'kombu_reliable',
+    'Result': 'celery_ext.bulk',
+    'Selection': 'celery_ext.bulk',
+    'Subscription': 'celery_ext.events',
+    'TagCount': 'kombu_reliable',
+    'Tags': 'celery_ext.tags',
     'UnknownJob': 'kombu_reliable',
     'UnknownQueue': 'kombu_reliable',
     'WrongState': 'kombu_reliable',
     'expected': 'celery_ext.dependencies',
     'install': 'celery_ext.installation',
+    'tagged': 'celery_ext.tags',
+    'tracked': 'celery_ext.tracking',
     'unique': 'celery_ext.uniqueness',
 }
 
 __all__ = (
+    'CurrentJob',
     'DeadLetters',
     'Dependencies',
     'DependencyCycle',
     'DependencyFailed',
     'DuplicateJob',
     'Event',
+    'Events',
     'Extension',
     'Failure',
+    'Fenced',
     'ForeignBroker',
+    'Gap',
     'Group',
     'HasDependents',
     'InertWarning',
@@ -87,16 +106,25 @@ __all__ = (
     'InvalidDependency',
     'InvalidTemplate',
     'Job',
+    'JobEvent',
     'Jobs',
+    'Page',
     'Queue',
     'QueueCounts',
     'Queues',
     'ReliableError',
+    'Result',
+    'Selection',
+    'Subscription',
+    'TagCount',
+    'Tags',
     'UnknownJob',
     'UnknownQueue',
     'WrongState',
     'expected',
     'install',
+    'tagged',
+    'tracked',
     'unique',
 )
 

@@ -8,12 +8,25 @@ from typing import Any
 from celery import current_app
 
 import kombu_reliable
-from celery_ext import bridge, control, defaults, following, next_run, options, request, starts
+from celery_ext import (
+    bridge,
+    control,
+    defaults,
+    following,
+    next_run,
+    options,
+    request,
+    starts,
+    tracking,
+)
 from celery_ext.broker import require
+from celery_ext.current import CurrentJob, current_job
 from celery_ext.dead import DeadLetters
 from celery_ext.ends import ENDS
+from celery_ext.events import Events
 from celery_ext.jobs import Jobs
 from celery_ext.queues import Queues
+from celery_ext.tags import Tags
 
 __all__ = ('Extension', 'install')
 
@@ -38,6 +51,8 @@ class Extension:
         self.jobs = Jobs(self)
         self.queues = Queues(self)
         self.dead = DeadLetters(self)
+        self.tags = Tags(self)
+        self.events = Events(self)
 
     @cached_property
     def store(self) -> kombu_reliable.Store:
@@ -51,6 +66,10 @@ class Extension:
         # What ends by this is to be told, even if no worker has come to say so.
         store.tell_ends_to(ENDS)
         return store
+
+    def current_job(self) -> CurrentJob | None:
+        """The job of the task that runs here; None outside of tasks."""
+        return current_job(self)
 
     def __repr__(self) -> str:
         return f'<celery_ext for {self.app.main or "app"}>'
@@ -88,6 +107,7 @@ def install(app: Any = None) -> Extension:
     request.connect(app)
     options.connect()
     options.watch_app(app)
+    tracking.connect()
     control.connect()
     defaults.watch(extension)
     return extension

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from kombu_reliable.registration import register
 
 if TYPE_CHECKING:
-    from kombu_reliable.envelope import pack_id
+    from kombu_reliable.envelope import pack_id, unpack_id
     from kombu_reliable.errors import (
         AccessRefused,
         ConnectionLost,
@@ -37,14 +37,16 @@ if TYPE_CHECKING:
     from kombu_reliable.hooks import set_hooks
     from kombu_reliable.options import Options
     from kombu_reliable.store import Store
+    from kombu_reliable.store.events import Gap, JobEvent
     from kombu_reliable.store.info import Event, Failure, Group, JobInfo
+    from kombu_reliable.store.tags import TagCount, check_tags
     from kombu_reliable.transport import Transport
     from kombu_reliable.transport.dependencies import take_dependencies
     from kombu_reliable.transport.keeper import finish_settling
     from kombu_reliable.transport.messages import TOKEN_HEADER, open_envelope, open_job
     from kombu_reliable.transport.transport import open_store
     from kombu_reliable.transport.unique import frees_at_start
-    from kombu_reliable.types import QueueCounts, Verdict
+    from kombu_reliable.types import QueueCounts, Status, Verdict
     from kombu_reliable.urls import ServerURL, parse_url
 
 __version__ = '0.1.0'
@@ -73,6 +75,12 @@ _HOME = {
     'Failure': 'store.info',
     'Group': 'store.info',
     'JobInfo': 'store.info',
+    'Gap': 'store.events',
+    'JobEvent': 'store.events',
+    'TagCount': 'store.tags',
+    'check_tags': 'store.tags',
+    'Status': 'types',
+    'unpack_id': 'envelope',
     'QueueCounts': 'types',
     'Store': 'store',
     'open_job': 'transport.messages',
@@ -101,12 +109,14 @@ __all__ = (
     'Event',
     'Failure',
     'Fenced',
+    'Gap',
     'Group',
     'HasDependents',
     'InvalidArgument',
     'InvalidMessage',
     'InvalidOption',
     'InvalidURL',
+    'JobEvent',
     'JobInfo',
     'LayoutError',
     'NotConfirmed',
@@ -115,13 +125,16 @@ __all__ = (
     'ReliableError',
     'ServerFull',
     'ServerURL',
+    'Status',
     'Store',
+    'TagCount',
     'Transport',
     'UnknownJob',
     'UnknownQueue',
     'UnsupportedServer',
     'Verdict',
     'WrongState',
+    'check_tags',
     'finish_settling',
     'frees_at_start',
     'open_envelope',
@@ -132,6 +145,7 @@ __all__ = (
     'register',
     'set_hooks',
     'take_dependencies',
+    'unpack_id',
 )
 
 

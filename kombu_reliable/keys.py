@@ -65,6 +65,11 @@ FAMILIES: dict[str, str] = {
     'GROUP': 'fg:',
     'GROUPS': 'groups',
     'UNIQUE': 'u:',
+    'COMPLETED': 'c:',
+    'TAG': 'tag:',
+    'TAGS': 'tags',
+    'TRACKED': 'tracked',
+    'EVENTS': 'ev',
 }
 
 
@@ -246,3 +251,21 @@ class Keys:
 
     def unique(self, key: str) -> str:
         return self._key('UNIQUE', key)
+
+    def completed(self, queue: str) -> str:
+        return self._key('COMPLETED', queue)
+
+    def tag(self, tag: str) -> str:
+        return self._key('TAG', tag)
+
+    @property
+    def tags(self) -> str:
+        return self._key('TAGS')
+
+    @property
+    def tracked(self) -> str:
+        return self._key('TRACKED')
+
+    @property
+    def events(self) -> str:
+        return self._key('EVENTS')

@@ -12,6 +12,7 @@ __all__ = (
     'Claimed',
     'Delivery',
     'Dependencies',
+    'Marks',
     'Outgoing',
     'Policy',
     'QueueCounts',
@@ -114,6 +115,40 @@ class Unique:
 
 
 @dataclass(frozen=True, slots=True)
+class Marks:
+    """What a job is found by, and whether it is looked at after its end.
+
+    Args:
+        tags: words, each once.
+        track: the name of its task, if it is to tell what befalls it; else None.
+        retain: for how long it is kept once it has completed, in ms; None if nobody has said so.
+        limit: how many completed jobs its queue keeps at most.
+    """
+
+    tags: tuple[str, ...] = ()
+    track: str | None = None
+    retain: int | None = None
+    limit: int = 0
+
+    @property
+    def keep(self) -> str:
+        """The retention as the scripts read it; ``''`` if nobody has said anything."""
+        return '' if self.retain is None else f'{self.retain};{self.limit}'
+
+    @property
+    def features(self) -> dict[str, Any]:
+        """As the scripts read them."""
+        found: dict[str, Any] = {'history': True}
+        if self.tags:
+            found['tags'] = self.tags
+        if self.track is not None:
+            found['track'] = self.track
+        if self.retain is not None:
+            found['retain'] = self.keep
+        return found
+
+
+@dataclass(frozen=True, slots=True)
 class Outgoing:
     """A message on its way in.
 
@@ -129,6 +164,7 @@ class Outgoing:
             :mod:`kombu_reliable.transport.throttles`.  ``''``: by none, None: nothing is said,
             so a next run keeps what the run before had.
         unique: the key that it does not share, if it has one.
+        marks: tags, tracking and retention, if it has any.
     """
 
     id: str
@@ -140,11 +176,12 @@ class Outgoing:
     depends: Dependencies | None = None
     lane: str | None = None
     unique: Unique | None = None
+    marks: Marks | None = None
 
     @property
     def features(self) -> str:
         """What only some messages have, as the JSON that the script reads; ``''`` for none."""
-        if self.run is self.depends is self.unique is None and not self.lane:
+        if self.run is self.depends is self.unique is self.marks is None and not self.lane:
             return ''
         found: dict[str, Any] = {}
         if self.run is not None:
@@ -155,6 +192,8 @@ class Outgoing:
             found['throttles'] = self.lane
         if self.unique is not None:
             found['unique'] = self.unique.features
+        if self.marks is not None:
+            found.update(self.marks.features)
         return json.dumps(found)
 
 
@@ -229,3 +268,4 @@ class QueueCounts:
     waiting: int = 0
     paused: bool = False
     throttled: int = 0
+    completed: int = 0

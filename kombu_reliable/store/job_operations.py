@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from kombu_reliable.scripts import Call
+from kombu_reliable.store import checks
 from kombu_reliable.store.operations import Operations
 
 __all__ = ('JOBS_LIMIT', 'JobOperations')
@@ -50,11 +51,15 @@ class JobOperations:
 
     def move(self, jobs: Sequence[str], queue: str) -> Call[tuple[str, ...]]:
         """Puts jobs into another queue, in the state they are in."""
-        return self._act('move', jobs, self.operations.retention, queue)
+        return self._act('move', jobs, self.operations.retention, checks.queue_name(queue))
 
     def prioritize(self, jobs: Sequence[str], rank: int) -> Call[tuple[str, ...]]:
         """Gives jobs another rank; they keep their order of arrival."""
         return self._act('prioritize', jobs, f'{rank:03}')
+
+    def set_priority(self, jobs: Sequence[str], priority: int) -> Call[tuple[str, ...]]:
+        """Gives jobs another priority, from 0 to 255."""
+        return self.prioritize(jobs, self.operations.options.rank(checks.priority(priority)))
 
     def reschedule(self, jobs: Sequence[str], due: int) -> Call[tuple[str, ...]]:
         """Gives jobs another due time; one in the past means at once."""

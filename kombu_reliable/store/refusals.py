@@ -42,6 +42,9 @@ _ADVICE = {
         '': 'it is a dead letter; replay it first',
         'cancel': 'it is a dead letter and will not run; discard it instead',
     },
+    'completed': {
+        '': 'it has succeeded and is kept to be looked at; publish it again if it is to run again',
+    },
     '': {
         'replay': 'it has not failed and will run by itself',
         'discard': 'it has not failed; cancel it instead',

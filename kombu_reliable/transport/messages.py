@@ -12,6 +12,7 @@ from kombu_reliable.errors import InvalidMessage
 from kombu_reliable.options import Options
 from kombu_reliable.store.info import JobInfo
 from kombu_reliable.transport.dependencies import take_dependencies
+from kombu_reliable.transport.marks import take_marks
 from kombu_reliable.transport.throttles import take_lane
 from kombu_reliable.transport.unique import take_unique
 from kombu_reliable.types import Delivery, Outgoing
@@ -68,6 +69,7 @@ def outgoing(
         depends=take_dependencies(headers, job),
         lane=take_lane(headers),
         unique=take_unique(headers),
+        marks=take_marks(headers, options),
         envelope=envelope(message, headers, queue, exchange, routing_key),
     )
 

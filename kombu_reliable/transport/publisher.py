@@ -37,6 +37,9 @@ DEPENDENT_COST = 5
 #: ... and one with a unique key, which may displace another.
 UNIQUE_COST = 3
 
+#: What one that is tagged, tracked or retained costs besides its tags, in edges.
+MARKS_COST = 2
+
 #: Messages of a batch that go out in one round trip.
 ROUND = 10 * PUBLISH_LIMIT
 
@@ -149,6 +152,7 @@ def _leading_messages(items: Sequence[Item]) -> list[Outgoing]:
         own = len(item.depends.on) if item.depends is not None else 0
         edges += max(own, DEPENDENT_COST) if item.depends is not None else 0
         edges += UNIQUE_COST if item.unique is not None else 0
+        edges += MARKS_COST + len(item.marks.tags) if item.marks is not None else 0
         if own > EDGE_LIMIT or (messages and edges > EDGE_LIMIT):
             break
         messages.append(item)

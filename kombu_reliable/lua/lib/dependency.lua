@@ -226,13 +226,22 @@ local function dependencies()
     return redis.call('ZSCORE', DEPENDENTS .. key, '')
   end
 
-  -- 'live', 'dead', or nil for what is not there, finished or still to come.
+  local function is_completed(key, head, queue)
+    return string.sub(head, 1, 1) == 'x'
+      and type(redis.pcall('ZSCORE', COMPLETED .. queue, key)) == 'string'
+  end
+
+  -- 'live', 'dead', or nil for what is not there, finished or still to come; and whether it is
+  -- known to have completed.
   local function state_of(key)
     local head, queue = look_up(key)
     local awaited = not head and is_awaited(key)
     if awaited then
       key = newest_twin(key) or key
       head, queue = look_up(key)
+    end
+    if head and is_completed(key, head, queue) then
+      return nil, true
     end
     if head then
       return is_dead(key, head, queue) and 'dead' or 'live'
@@ -306,8 +315,8 @@ local function dependencies()
       if twins then
         key = meant_by(key)
       end
-      local state = state_of(key)
-      local holds = within > 0 and is_to_come(wanted.after and wanted.after[i])
+      local state, done = state_of(key)
+      local holds = within > 0 and not done and is_to_come(wanted.after and wanted.after[i])
       if state then
         holds = state == 'live' or policy ~= IGNORE
       end

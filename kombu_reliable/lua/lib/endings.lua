@@ -43,7 +43,7 @@ local function settle_otherwise(verdict, queue, id, owner, detail, now, retentio
     all_ended({id}, 'gone')
   elseif verdict == 'replace' then
     dependencies().await(id, now + retention)
-    if not tell_features(feat, 'ended', queue, id, now, 'ok') then
+    if not tell_features(feat, 'ended', queue, id, now, 'replaced') then
       forget(id)
     end
   elseif verdict ~= 'fail' then

@@ -7,6 +7,7 @@
 --                requested  somebody held it, and may have begun; it is taken from him and gone,
 --                           or will be if he gives it back, loses it, or runs it once more
 --                failed     it is a dead letter, and stays
+--                completed  it has succeeded, and its record stays
 --                dependents others wait for one of these, so all stay
 --                unknown    there is no such job
 -- Cost  O(log n) per job; at most 100 jobs a call
@@ -32,7 +33,7 @@ end
 
 local function live(id)
   local job = find(id)
-  return job and job.state ~= 'failed' and job, job
+  return job and job.state ~= 'failed' and job.state ~= 'completed' and job, job
 end
 
 -- Whether others wait for a job; not all that are entered there still do, and what has only its
@@ -58,7 +59,7 @@ end
 return act(FIRST, function(id, now)
   local job, any = live(id)
   if not job then
-    return any and 'failed' or 'unknown'
+    return any and any.state or 'unknown'
   end
   if wanted then
     return 'dependents'

@@ -49,7 +49,7 @@ local function end_run(token, key)
     redis.call('UNLINK', EXTRA .. key) -- foreign data
     past = nil
   end
-  redis.call('HDEL', EXTRA .. key, 'n', 'once', 'heir')
+  redis.call('HDEL', EXTRA .. key, 'n', 'once', 'heir', 'progress')
   redis.call('HSET', EXTRA .. key, 'p', string.sub(token .. ';' .. (past or ''), 1, PAST_RUNS))
   local now = clock()
   note(key, now, 'retried')

@@ -40,6 +40,7 @@ local function replay(id, now)
   -- What is known of its past stays: nothing of how it died.
   redis.pcall('HDEL', EXTRA .. id, 'n', 'once', 'unwanted', 'reason', 'failure', 'group', 'cause')
   note(id, now, 'replayed')
+  tell_features(features_of(id), 'paused', queue, id, now, 'replayed')
   if claimable then
     arm(queue)
   end

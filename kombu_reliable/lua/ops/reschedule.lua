@@ -1,7 +1,7 @@
 -- Reschedule: gives jobs another due time.  One that is past means at once.
 --
 -- ARGV  now | '', due time (ms since the epoch), then the keys of the jobs
--- Reply per job: done, unknown, leased or failed (it stays as it is)
+-- Reply per job: done, unknown, leased, failed or completed (it stays as it is)
 -- Cost  O(log n) per job; at most 100 jobs a call
 -- @include acting
 -- @include delaying
