@@ -148,6 +148,10 @@ class Marks:
         return found
 
 
+#: What the most messages have of what only some have.
+_PLAIN = (None,) * 5
+
+
 @dataclass(frozen=True, slots=True)
 class Outgoing:
     """A message on its way in.
@@ -181,7 +185,8 @@ class Outgoing:
     @property
     def features(self) -> str:
         """What only some messages have, as the JSON that the script reads; ``''`` for none."""
-        if self.run is self.depends is self.unique is self.marks is None and not self.lane:
+        parts = (self.run, self.depends, self.unique, self.marks, self.lane or None)
+        if parts == _PLAIN:
             return ''
         found: dict[str, Any] = {}
         if self.run is not None:

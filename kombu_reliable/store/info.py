@@ -12,8 +12,7 @@ from kombu_reliable.envelope import unpack_id
 
 __all__ = ('STATES', 'Event', 'Failure', 'Group', 'JobInfo', 'JobState', 'read_jobs')
 
-JobState = Literal['delayed', 'waiting', 'ready', 'throttled', 'leased', 'failed']
-JobState = Literal['delayed', 'waiting', 'ready', 'leased', 'failed', 'completed']
+JobState = Literal['delayed', 'waiting', 'ready', 'throttled', 'leased', 'failed', 'completed']
 STATES: tuple[JobState, ...] = get_args(JobState)
 
 

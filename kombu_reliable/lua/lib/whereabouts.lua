@@ -4,7 +4,7 @@
 -- is a record that damage has left behind.  A ready or throttled job may still have the owner that
 -- lost its lease.
 local PLACES = {ready = READY, throttled = THROTTLED, delayed = DELAYED, leased = LEASED,
-  waiting = WAITING, failed = DEAD, completed = COMPLETED}
+  ['waiting'] = WAITING, ['failed'] = DEAD, ['completed'] = COMPLETED}
 local STATES = {'ready', 'delayed', 'leased', 'waiting', 'failed', 'throttled', 'completed'}
 
 -- Returns a table of state, score, rank (text), published (text), queue, owner; nil if there is
