@@ -27,6 +27,7 @@ COMMANDS: dict[str, str] = {
     'cancel': 'acting',
     'failed': 'failed',
     'jobs': 'jobs',
+    'migrate': 'migrate',
     'move': 'acting',
     'pause': 'queues',
     'priority': 'acting',
