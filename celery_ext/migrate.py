@@ -24,7 +24,7 @@ from kombu_reliable import InvalidArgument, Store, WrongState, open_store
 __all__ = ('Migration',)
 
 #: How long workers have to answer, in seconds.
-PING = 3.0
+PING = 2.0
 
 Tell = Callable[[int], None]
 
@@ -41,6 +41,8 @@ class Migration(AbstractContextManager['Migration']):
         target: broker URL to move to; one of the two is ``redis://``, the other ``reliable://``.
         options: transport options of the ``redis://`` side, beside those of the app.
         queues: only these; all that are known unless given.
+        keep_priorities: give messages the numbers that they have.  By default 0, which is first
+            there, becomes 9, which is first here; unless ``priority_order`` is lowest-first.
         stopped: the workers on the source have stopped, so what they held moves as well.
 
     Example:
@@ -57,11 +59,13 @@ class Migration(AbstractContextManager['Migration']):
         *,
         options: dict[str, Any] | None = None,
         queues: Collection[str] = (),
+        keep_priorities: bool = False,
         stopped: bool = False,
     ) -> None:
         self.app = app
         self.only = tuple(dict.fromkeys(queues))
         self.stopped = stopped
+        self.keep_priorities = keep_priorities
         self.began = time.monotonic()
         self.seconds = 0.0
         self._given = dict(options or {})
@@ -105,11 +109,12 @@ class Migration(AbstractContextManager['Migration']):
 
     @cached_property
     def _mover(self) -> Any:
-        renew = self._lock.renew
+        options, lock = self.store.operations.options, self._lock
+        turn = options.priority_order == 'highest-first' and not self.keep_priorities
         if self.forward:
-            prefix = self.store.operations.options.global_keyprefix
-            return Forward(self.stock, self.store, f'{self._ours.as_uri()} {prefix}', renew)
-        return Back(self.stock, self.store, renew)
+            target = f'{self._ours.as_uri()} {options.global_keyprefix}'.strip()
+            return Forward(self.stock, self.store, target, turn, lock)
+        return Back(self.stock, self.store, turn, lock)
 
     def __exit__(
         self,

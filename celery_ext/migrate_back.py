@@ -13,10 +13,8 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable
 
-import redis.exceptions
-
 from celery_ext.ends import ENDS
-from celery_ext.migrate_stock import Stock, is_internal, message_for
+from celery_ext.migrate_stock import Lock, Stock, is_internal, message_for
 from kombu_reliable import JobInfo, ReliableError, Store, WrongState
 
 __all__ = ('JOURNAL', 'Back')
@@ -37,20 +35,23 @@ class Back:
     Args:
         stock: where the jobs go.
         store: where they are.
-        before_step: called before each step.
+        turn: priorities run the other way round there.
+        lock: held by this migration.
     """
 
-    def __init__(self, stock: Stock, store: Store, before_step: Callable[[], None]) -> None:
+    def __init__(self, stock: Stock, store: Store, turn: bool, lock: Lock) -> None:
         self.stock = stock
         self.store = store
-        self.before_step = before_step
+        self.turn = turn
+        self.lock = lock
         #: What was moved: ``(queue, 'ready' | 'delayed')`` -> number.
         self.moved: Counter[tuple[str, str]] = Counter()
         #: What stays, because there is no place for it: ``(queue, why)`` -> number.
         self.stayed: Counter[tuple[str, str]] = Counter()
         mark = hashlib.sha256(f'{stock.url} {stock.prefix}'.encode()).hexdigest()[:8]
-        self._journals = f'{JOURNAL}.{mark}>'
-        self._highest_first = store.operations.options.priority_order == 'highest-first'
+        self._journals = f'{JOURNAL}.{mark}.'
+        #: Of this run alone: whoever was held up must not empty the journal of another.
+        self._own = f'{self._journals}{secrets.token_hex(4)}>'
 
     def begin(self) -> None:
         """Ends the step in which somebody was killed.
@@ -70,7 +71,7 @@ class Back:
                     'another server, since a migration was interrupted: run that once more'
                 )
             self._empty_journal(name)
-        self.stock.client.delete(self.stock.done)
+        self._forget_done()
 
     def end(self) -> None:
         """Leaves nothing behind."""
@@ -95,7 +96,7 @@ class Back:
             # A claim of nothing does what time demands.
             call = self.store.operations.claim('', secrets.token_urlsafe(9), 0, names)
             self.store.run(call)
-            self.before_step()
+            self.lock.renew()
             time.sleep(0.1)
 
     def move_queue(self, queue: str) -> int:
@@ -104,7 +105,7 @@ class Back:
         for state in STATES:
             stay = 0
             while True:
-                self.before_step()
+                self.lock.renew()
                 page = self.store.jobs.in_state(queue, state, stay, STEP)  # type: ignore[arg-type]
                 movable = [job for job in page if self._can_move(job)]
                 stay += len(page) - len(movable)
@@ -123,7 +124,7 @@ class Back:
             why = 'others wait for it'
         else:
             try:
-                message_for(job, self._highest_first)
+                message_for(job, self.turn)
             except (ReliableError, KeyError, TypeError, ValueError):
                 why = 'unreadable'
         if why:
@@ -131,7 +132,7 @@ class Back:
         return not why
 
     def _move(self, queue: str, keys: list[str]) -> None:
-        journal = self._journals + queue
+        journal = self._own + queue
         # Or nobody would find it after a crash.
         self.store.notice(journal)
         self.store.run(self.store.jobs.operations.move(keys, journal))
@@ -144,8 +145,15 @@ class Back:
             for state in STATES:
                 # Nobody else touches this queue: what is there is what was found.
                 while self.store.run(self.store.jobs.operations.empty(journal, state)):
-                    self.before_step()
-            self.stock.client.delete(self.stock.done)
+                    self.lock.renew()
+            self._forget_done()
+
+    def _forget_done(self) -> None:
+        with self.stock.client.pipeline() as pipe:
+            self.lock.guard(pipe)
+            pipe.multi()
+            pipe.delete(self.stock.done)
+            self.lock.commit(pipe)
 
     def _read(self, journal: str) -> dict[str, JobInfo]:
         found: dict[str, JobInfo] = {}
@@ -159,18 +167,15 @@ class Back:
     def _put(self, queue: str, jobs: dict[str, JobInfo]) -> None:
         client, stock = self.stock.client, self.stock
         with client.pipeline() as pipe:
-            pipe.watch(stock.done)
+            self.lock.guard(pipe, stock.done)
             done = pipe.smembers(stock.done)
             fresh = [job for key, job in jobs.items() if key.encode() not in done]
             pipe.multi()
             for job in _in_order(fresh):
-                priority, raw = message_for(job, self._highest_first)
+                priority, raw = message_for(job, self.turn)
                 pipe.lpush(stock.list_for(queue, priority), raw)
                 pipe.sadd(stock.done, job.key)
-            try:
-                pipe.execute()
-            except redis.exceptions.WatchError:
-                raise WrongState('another migration is at work on this database') from None
+            self.lock.commit(pipe)
         for job in fresh:
             self.moved[queue, job.state] += 1
 

@@ -11,12 +11,10 @@ import json
 import secrets
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-import redis.exceptions
-
-from celery_ext.migrate_stock import Stock, message_from
+from celery_ext.migrate_stock import Lock, Stock, message_from
 from kombu_reliable import InvalidMessage, Store, WrongState, outgoing
 
 __all__ = ('Forward',)
@@ -36,16 +34,23 @@ class Forward:
         stock: where the messages are.
         store: where they go.
         target: names ``store``, so that what was begun is not ended elsewhere.
-        before_step: called before each step.
+        turn: priorities run the other way round there.
+        lock: held by this migration.
     """
 
     def __init__(
-        self, stock: Stock, store: Store, target: str, before_step: Callable[[], None]
+        self,
+        stock: Stock,
+        store: Store,
+        target: str,
+        turn: bool,
+        lock: Lock,
     ) -> None:
         self.stock = stock
         self.store = store
         self.target = target
-        self.before_step = before_step
+        self.turn = turn
+        self.lock = lock
         #: What was moved: ``(queue, 'ready' | 'unacked')`` -> number.
         self.moved: Counter[tuple[str, str]] = Counter()
         #: How many of them are due later.
@@ -99,7 +104,7 @@ class Forward:
         return self.moved[queue, 'ready'] + self.aside - before
 
     def _take_ready(self, queue: str) -> bool:
-        self.before_step()
+        self.lock.renew()
         client, stock = self.stock.client, self.stock
         client.hset(stock.state, 'queue', queue)
         room = STEP
@@ -124,7 +129,7 @@ class Forward:
         wanted = frozenset(queues)
         tags = self.stock.unacked_tags()
         for at in range(0, len(tags), STEP):
-            self.before_step()
+            self.lock.renew()
             self._take_unacked(tags[at : at + STEP], wanted, known)
             self._empty_journal()
 
@@ -134,7 +139,7 @@ class Forward:
         client, stock = self.stock.client, self.stock
         client.hset(stock.state, 'queue', '')
         with client.pipeline() as pipe:
-            pipe.watch(stock.unacked)
+            self.lock.guard(pipe, stock.unacked)
             entries = pipe.hmget(stock.unacked, tags)
             placed = [
                 (tag, entry, self._place(entry, known))
@@ -153,12 +158,7 @@ class Forward:
                     continue
                 pipe.hdel(stock.unacked, tag)
                 pipe.zrem(stock.unacked_index, tag)
-            try:
-                pipe.execute()
-            except redis.exceptions.WatchError:
-                raise WrongState(
-                    'a worker on the old broker is at work: stop all of them, then run this again'
-                ) from None
+            self.lock.commit(pipe)
         self.aside += aside
 
     def _place(self, entry: bytes, known: Mapping[Any, str]) -> str | None:
@@ -183,7 +183,7 @@ class Forward:
             if not entries:
                 return
             self._publish(state, entries[::-1])
-            self.before_step()
+            self.lock.renew()
 
     def _publish(self, state: dict[bytes, bytes], entries: list[bytes]) -> None:
         queue = state[b'queue'].decode(errors='surrogateescape')
@@ -201,7 +201,7 @@ class Forward:
             for name in {one.queue for one in ready} - self._noticed:
                 self.store.notice(name)
                 self._noticed.add(name)
-        self._forget(first, len(entries), aside)
+        self._forget(len(entries), aside)
         for one in ready:
             self.moved[one.queue, 'ready' if queue else 'unacked'] += 1
             self.delayed += one.due != '0'
@@ -212,24 +212,19 @@ class Forward:
         raw = json.loads(entry)
         if not queue:
             queue, raw = raw
-        message, exchange, routing_key = message_from(raw, options.priority_order[0] == 'h')
+        message, exchange, routing_key = message_from(raw, self.turn)
         if not queue:
             raise InvalidMessage('no queue')
         return outgoing(message, queue, exchange, routing_key, options)
 
-    def _forget(self, first: int, count: int, aside: list[bytes]) -> None:
-        """Removes what was published from the journal, if nobody else has."""
+    def _forget(self, count: int, aside: list[bytes]) -> None:
+        """Removes what was published from the journal."""
         client, stock = self.stock.client, self.stock
         with client.pipeline() as pipe:
-            pipe.watch(stock.state)
-            if int(pipe.hget(stock.state, 'next') or 0) != first:
-                raise WrongState('another migration is at work on this database')
+            self.lock.guard(pipe, stock.state)
             pipe.multi()
             pipe.ltrim(stock.journal, 0, -count - 1)
             pipe.hincrby(stock.state, 'next', count)
             if aside:
                 pipe.lpush(stock.aside, *aside)
-            try:
-                pipe.execute()
-            except redis.exceptions.WatchError:
-                raise WrongState('another migration is at work on this database') from None
+            self.lock.commit(pipe)

@@ -8,9 +8,12 @@ stands in the hash ``unacked``; so do tasks with a countdown, for workers fetch 
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
+import os
 import re
 import secrets
+import socket
 import time
 import uuid
 from collections.abc import Collection, Iterator, Mapping
@@ -37,7 +40,7 @@ _BINDINGS = '_kombu.binding.'
 _SCANNED = 1000
 
 #: How long a migration that says nothing is taken to live, in seconds.
-LOCK_LIFE = 10
+LOCK_LIFE = 5
 
 
 def is_stock(url: str) -> bool:
@@ -168,12 +171,12 @@ def is_internal(queue: str) -> bool:
 # -- messages --------------------------------------------------------------------
 
 
-def message_from(raw: Mapping[str, Any], highest_first: bool) -> tuple[dict[str, Any], str, str]:
+def message_from(raw: Mapping[str, Any], turn: bool) -> tuple[dict[str, Any], str, str]:
     """A message of kombu's redis transport as any producer would send it.
 
     Args:
         raw: what it keeps.
-        highest_first: the order of priorities where it goes.
+        turn: priorities run the other way round where it goes.
 
     Returns:
         The message, its exchange and its routing key.
@@ -187,7 +190,7 @@ def message_from(raw: Mapping[str, Any], highest_first: bool) -> tuple[dict[str,
         body = base64.b64decode(body)
     sent = properties.get('delivery_info') or {}
     headers.pop('redelivered', None)
-    properties['priority'] = _turned(_priority(properties), highest_first)
+    properties['priority'] = _turned(_priority(properties), turn)
     message = {
         'body': body,
         'content-type': raw.get('content-type'),
@@ -198,7 +201,7 @@ def message_from(raw: Mapping[str, Any], highest_first: bool) -> tuple[dict[str,
     return message, sent.get('exchange') or '', sent.get('routing_key') or ''
 
 
-def message_for(job: JobInfo, highest_first: bool) -> tuple[int, bytes]:
+def message_for(job: JobInfo, turn: bool) -> tuple[int, bytes]:
     """A job as a message of kombu's redis transport, with its priority there.
 
     Raises:
@@ -210,7 +213,7 @@ def message_for(job: JobInfo, highest_first: bool) -> tuple[int, bytes]:
     if job.state == 'delayed' and job.due is not None:
         headers['eta'] = datetime.fromtimestamp(job.due / 1000, UTC).isoformat()
     sent = properties['delivery_info']
-    priority = _turned(min(job.priority, LOWEST), highest_first)
+    priority = _turned(min(job.priority, LOWEST), turn)
     properties |= {
         'delivery_tag': str(uuid.uuid4()),
         'delivery_info': {'exchange': sent['exchange'], 'routing_key': sent['routing_key']},
@@ -235,9 +238,9 @@ def _priority(properties: Mapping[str, Any]) -> int:
         return 0
 
 
-def _turned(priority: int, highest_first: bool) -> int:
+def _turned(priority: int, turn: bool) -> int:
     """Where 9 is first, what was 0 becomes 9."""
-    return LOWEST - priority if highest_first else priority
+    return LOWEST - priority if turn else priority
 
 
 # -- one at a time ---------------------------------------------------------------
@@ -246,25 +249,42 @@ def _turned(priority: int, highest_first: bool) -> int:
 class Lock:
     """Lets one migration at a time work on a database.
 
+    It ends by itself some seconds after its owner was killed, at once if that was on this host.
+    Should an owner only have been held up, its next transaction is refused.
+
     Args:
         stock: where the lock is kept.
     """
 
     def __init__(self, stock: Stock) -> None:
         self._client, self._key = stock.client, stock.lock
-        self._token = secrets.token_urlsafe(9).encode()
+        self._here = f'{socket.gethostname()}:{os.getpid()}:'
+        self.token = self._here + secrets.token_hex(6)
 
     def take(self) -> None:
-        """Waits for one that was killed; it is forgotten after ten seconds.
+        """Takes the lock, after a while if it was left behind.
 
         Raises:
             WrongState: another migration is at work.
         """
         deadline = time.monotonic() + LOCK_LIFE + 1
-        while not self._client.set(self._key, self._token, nx=True, px=LOCK_LIFE * 1000):
+        while not self._client.set(self._key, self.token, nx=True, px=LOCK_LIFE * 1000):
             if time.monotonic() > deadline:
                 raise WrongState('another migration is at work on this database')
-            time.sleep(0.2)
+            self._bury()
+            time.sleep(0.1)
+
+    def _bury(self) -> None:
+        """Removes the lock of a process of this host that has died."""
+        with self._client.pipeline() as pipe:
+            pipe.watch(self._key)
+            held = (pipe.get(self._key) or b'').decode(errors='replace')
+            host, _, rest = held.rpartition(':')[0].rpartition(':')
+            if host == socket.gethostname() and rest.isdecimal() and not _lives(int(rest)):
+                pipe.multi()
+                pipe.delete(self._key)
+                with contextlib.suppress(redis.exceptions.WatchError):
+                    pipe.execute()
 
     def renew(self) -> None:
         """Says that the work goes on.
@@ -272,10 +292,43 @@ class Lock:
         Raises:
             WrongState: it took so long that another migration has begun.
         """
-        if self._client.get(self._key) != self._token:
-            raise WrongState('this migration was held up and another one has begun; run it again')
-        self._client.pexpire(self._key, LOCK_LIFE * 1000)
+        with self._client.pipeline() as pipe:
+            self.guard(pipe)
+            pipe.multi()
+            pipe.pexpire(self._key, LOCK_LIFE * 1000)
+            self.commit(pipe)
+
+    def guard(self, pipe: Any, *keys: str) -> None:
+        """Watches the lock and other keys, so that :meth:`commit` of others fails."""
+        pipe.watch(self._key, *keys)
+        if pipe.get(self._key) != self.token.encode():
+            raise WrongState('this migration was held up and has lost its turn; run it again')
+
+    def commit(self, pipe: Any) -> None:
+        """Ends a transaction that :meth:`guard` has begun.
+
+        Raises:
+            WrongState: somebody else has changed what it watches; nothing was changed.
+        """
+        try:
+            pipe.execute()
+        except redis.exceptions.WatchError:
+            raise WrongState(
+                'somebody else works on the same messages: a worker that should have stopped, '
+                'or another migration; run this again when it has ended'
+            ) from None
 
     def release(self) -> None:
-        if self._client.get(self._key) == self._token:
-            self._client.delete(self._key)
+        with contextlib.suppress(redis.exceptions.RedisError):
+            if self._client.get(self._key) == self.token.encode():
+                self._client.delete(self._key)
+
+
+def _lives(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True

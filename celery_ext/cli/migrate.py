@@ -60,6 +60,11 @@ def _option(ctx: click.Context, param: click.Parameter, values: tuple[str, ...])
     is_flag=True,
     help='Also what workers held; refused while one answers a ping.',
 )
+@click.option(
+    '--keep-priorities',
+    is_flag=True,
+    help='Keep the numbers.  By default 0, first with redis://, becomes 9, first here.',
+)
 @click.option('--follow', is_flag=True, help='Go on with what comes in, until Ctrl-C.')
 @click.option('--dry-run', is_flag=True, help='Only tell what waits.')
 @click.option(
@@ -77,6 +82,7 @@ def migrate(
     target: str | None,
     queues: tuple[str, ...],
     stopped: bool,
+    keep_priorities: bool,
     follow: bool,
     dry_run: bool,
     options: dict[str, Any],
@@ -91,7 +97,13 @@ def migrate(
     if source is None and target is None:
         raise click.UsageError('give the other side with --from or --to', cli.ctx)
     with Migration(
-        cli.app, source, target, options=options, queues=queues, stopped=stopped
+        cli.app,
+        source,
+        target,
+        options=options,
+        queues=queues,
+        keep_priorities=keep_priorities,
+        stopped=stopped,
     ) as migration:
         plan = migration.plan()
         if dry_run:
