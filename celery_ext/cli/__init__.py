@@ -25,6 +25,7 @@ next_run.connect()
 #: Name of a command -> the file beside this one that has it, under the same name.
 COMMANDS: dict[str, str] = {
     'cancel': 'acting',
+    'doctor': 'doctor',
     'failed': 'failed',
     'jobs': 'jobs',
     'migrate': 'migrate',
