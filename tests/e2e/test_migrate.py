@@ -313,14 +313,14 @@ def test_killed_on_the_way_there(
     old: Fleet, new: Fleet, store: Store, stock_url: str, monkeypatch: pytest.MonkeyPatch,
     moment: str,
 ) -> None:  # fmt: skip
-    publish(old.app(), range(450))
+    publish(old.app(), range(210))
     crash_in(monkeypatch, Forward, moment, after=2)
     with pytest.raises(Crash):
         migrate(new.app(), stock_url)
     monkeypatch.undo()
-    publish(old.app(), range(450, 460))
+    publish(old.app(), range(210, 220))
     migrate(new.app(), stock_url)
-    assert values_of(store) == list(range(460))
+    assert values_of(store) == list(range(220))
 
 
 @pytest.mark.parametrize('moment', ['_empty_journal', '_put', '_read'])
@@ -329,25 +329,26 @@ def test_killed_on_the_way_back(
     new: Fleet, stock_url: str, client: redis.Redis, monkeypatch: pytest.MonkeyPatch, moment: str,
     when: str,
 ) -> None:  # fmt: skip
-    publish(new.app(), range(150))
-    publish(new.app(), range(150, 250), countdown=3600)
+    publish(new.app(), range(110))
+    publish(new.app(), range(110, 130), countdown=3600)
     if when == 'before':
         crash_in(monkeypatch, Back, moment, after=2)
     else:
         method, calls = getattr(Back, moment), Counter[str]()
 
         def crash(self: Any, *args: Any) -> Any:
-            method(self, *args)
+            found = method(self, *args)
             calls[moment] += 1
             if calls[moment] == 2:
                 raise Crash
+            return found
 
         monkeypatch.setattr(Back, moment, crash)
-    with pytest.raises((Crash, AttributeError, TypeError)):
+    with pytest.raises(Crash):
         migrate(new.app(), target=stock_url)
     monkeypatch.undo()
     migrate(new.app(), target=stock_url)
-    assert sorted(stock_values(client, 'celery\x06\x169')) == list(range(250))
+    assert sorted(stock_values(client, 'celery\x06\x169')) == list(range(130))
 
 
 class Producer(threading.Thread):
@@ -421,12 +422,9 @@ def test_every_task_runs_once_there_and_back(
         counts = store.jobs.counts('celery')
         return counts.ready + counts.delayed
 
-    def forward(*args: str) -> None:
-        done(command(new, '--from', stock_url, *args))
-
     for _ in range(kills):
         kill_between(new, arrived, ready // (kills + 2), '--from', stock_url)
-    forward()
+    done(command(new, '--from', stock_url))
     assert client.hlen('unacked') == 1 + held + delayed
     worker.kill()
     total = producer.stop()
@@ -435,14 +433,14 @@ def test_every_task_runs_once_there_and_back(
             new, lambda: client.hlen('unacked'), (held + delayed) // kills,
             '--from', stock_url, '--old-workers-stopped',
         )  # fmt: skip
-    forward('--old-workers-stopped')
+    migrate(new.app(), stock_url, stopped=True)
     assert not list(client.scan_iter('*unacked*')) + list(client.scan_iter('*migrate*'))
     assert not client.exists(*LISTS)
     assert arrived() == total + 1
 
     for _ in range(kills):
         kill_between(new, arrived, total // (kills + 2), '--to', stock_url)
-    done(command(new, '--to', stock_url))
+    migrate(new.app(), target=stock_url)
     assert sum(client.llen(key) for key in LISTS) == total + 1
     assert arrived() == 0
     for _ in range(kills - 1):
