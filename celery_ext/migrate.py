@@ -12,8 +12,8 @@ from functools import cached_property
 from types import TracebackType
 from typing import Any, Self
 
-from celery import Celery
 from kombu import Connection
+from kombu.pidbox import Mailbox
 from kombu.utils.url import maybe_sanitize_url
 
 from celery_ext.migrate_back import Back
@@ -196,26 +196,29 @@ class Migration(AbstractContextManager['Migration']):
     # -- do it -------------------------------------------------------------------
 
     def _refuse_while_workers_live(self) -> None:
-        """Raises :class:`.WrongState` if a worker on the source answers a ping."""
+        """Raises :class:`.WrongState` if somebody consumes on the source."""
+        # Workers without remote control answer no ping.  And our own ping waits so for replies.
+        waiting = self.stock.consumers() if self.forward and not self.only else []
         names = self._answering()
         if names:
             raise WrongState(
                 f'{len(names)} workers on the old broker answer a ping: {", ".join(names[:5])}; '
                 'stop them first'
             )
+        if waiting:
+            raise WrongState(
+                f'somebody waits for messages on the old broker, from {", ".join(waiting[:5])}; '
+                'stop those workers first, or name the queues that are yours alone with --queue'
+            )
 
     def _answering(self) -> list[str]:
-        url = self._urls[0]
-        if url is None:
-            replies = self.app.control.ping(timeout=PING)
-        else:
-            conf = self.app.conf
-            with Celery('migrate', broker=url, set_as_current=False) as probe:
-                probe.conf.update(
-                    broker_transport_options={**conf.broker_transport_options, **self._given},
-                    control_exchange=conf.control_exchange,
-                )
-                replies = probe.control.ping(timeout=PING)
+        # Not by app.control: it publishes to the app's own broker, whatever connection it is given.
+        ours = self.app.control.mailbox
+        mailbox = Mailbox(
+            ours.namespace, type='fanout', accept=ours.accept, serializer=ours.serializer
+        )
+        connection = self.stock.connection if self.forward else self._ours
+        replies = mailbox(connection).multi_call('ping', timeout=PING)
         return sorted(name for reply in replies or () for name in reply)
 
     def run(self, tell: Tell | None = None) -> int:
@@ -266,15 +269,17 @@ class Migration(AbstractContextManager['Migration']):
 
     def report(self) -> dict[str, Any]:
         """What was moved, and what is left where it was."""
-        moved: dict[str, dict[str, Any]] = {}
-        for (queue, kind), number in sorted(self._mover.moved.items()):
-            moved.setdefault(queue, {'queue': queue})[kind] = number
+        kinds = ('ready', 'unacked' if self.forward else 'delayed')
+        moved = [
+            {'queue': queue, **{kind: self._mover.moved[queue, kind] for kind in kinds}}
+            for queue in sorted({queue for queue, _ in self._mover.moved})
+        ]
         left = [one for one in map(self._counts, self.queues()) if _holds(one)]
         found = {
             **self._ends(),
             'moved': self.total,
             'seconds': round(self.seconds, 2),
-            'queues': list(moved.values()),
+            'queues': moved,
             'left': left,
             **self._rest(),
         }

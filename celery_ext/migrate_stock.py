@@ -146,6 +146,15 @@ class Stock:
                 return queue
         return known.get((exchange, routing_key))
 
+    def consumers(self) -> list[str]:
+        """Addresses of those who wait for messages in lists of this database right now."""
+        try:
+            clients = self.client.client_list()
+        except redis.exceptions.ResponseError:
+            return []  # we may not ask
+        db = str(self.client.connection_pool.connection_kwargs.get('db') or 0)
+        return sorted(one['addr'] for one in clients if (one['cmd'], one['db']) == ('brpop', db))
+
     # -- what workers hold -------------------------------------------------------
 
     def unacked_count(self) -> int:
