@@ -26,6 +26,9 @@ __all__ = ('Migration',)
 #: How long workers have to answer, in seconds.
 PING = 2.0
 
+#: For how long a list of queues is good enough, in seconds.
+FRESH = 30.0
+
 Tell = Callable[[int], None]
 
 
@@ -71,6 +74,7 @@ class Migration(AbstractContextManager['Migration']):
         self._given = dict(options or {})
         self._urls = source, target
         self._begun = False
+        self._found: tuple[float, list[str]] | None = None
         ends = [url or _broker(app) for url in (source, target)]
         kinds = [_kind(url) for url in ends]
         if sorted(kinds) != ['reliable', 'stock']:
@@ -240,17 +244,24 @@ class Migration(AbstractContextManager['Migration']):
             self._begun = True
             self._mover.begin()
         before = self.total
+        names = self._names()
         if self.stopped and not self.forward:
-            self._mover.await_leases(self.queues(), lambda held: None)
-        for queue in self.queues():
+            self._mover.await_leases(names)
+        for queue in names:
             self._move(queue)
             if tell is not None:
                 tell(self.total)
         if self.stopped and self.forward:
-            self._mover.move_unacked(self.queues(), self._known)
+            self._mover.move_unacked(names, self._known)
         self._lock.renew()
         self.seconds = time.monotonic() - self.began
         return self.total - before
+
+    def _names(self) -> list[str]:
+        """The queues; looking for them goes through all keys, so it is not done all the time."""
+        if self._found is None or time.monotonic() > self._found[0] + FRESH:
+            self._found = time.monotonic(), self.queues()
+        return self._found[1]
 
     def _move(self, queue: str) -> None:
         if self.forward:

@@ -11,7 +11,7 @@ import hashlib
 import secrets
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 from celery_ext.ends import ENDS
 from celery_ext.migrate_stock import Lock, Stock, is_internal, message_for
@@ -84,13 +84,12 @@ class Back:
             if name != ENDS and not name.startswith(f'{JOURNAL}.') and not is_internal(name)
         ]
 
-    def await_leases(self, queues: Iterable[str], tell: Callable[[int], None]) -> None:
+    def await_leases(self, queues: Iterable[str]) -> None:
         """Waits until what killed workers held is ready again; their leases end soon."""
         names = list(queues)
         lease = self.store.operations.options.lease
         deadline = time.monotonic() + 2 * lease + 10
         while held := sum(self.store.counts(name).leased for name in names):
-            tell(held)
             if time.monotonic() > deadline:
                 raise WrongState(f'{held} jobs are still leased: some worker is alive')
             # A claim of nothing does what time demands.

@@ -19,8 +19,11 @@ from kombu_reliable import InvalidMessage, Store, WrongState, outgoing
 
 __all__ = ('Forward',)
 
-#: Messages of a step; as many as one publish carries.
+#: Messages of a step, at most; as many as one publish carries.
 STEP = 200
+
+#: Messages of the first step, which tells how large they are, and bytes of the others.
+FIRST_STEP, STEP_BYTES = 20, 4_000_000
 
 #: A server forgets the lanes with the lowest numbers, which begin at the time of their clock,
 #: in microseconds.  So a lane of next year's is remembered until next year.
@@ -58,6 +61,7 @@ class Forward:
         #: How many could not be read, and were put aside.
         self.aside = 0
         self._noticed: set[str] = set()
+        self._step = FIRST_STEP
 
     # -- begin and end -----------------------------------------------------------
 
@@ -107,7 +111,7 @@ class Forward:
         self.lock.renew()
         client, stock = self.stock.client, self.stock
         client.hset(stock.state, 'queue', queue)
-        room = STEP
+        room = self._step
         for step, held in stock.lengths(queue).items():
             if held and room:
                 with client.pipeline(transaction=False) as pipe:
@@ -115,7 +119,7 @@ class Forward:
                         pipe.rpoplpush(stock.list_for(queue, step), stock.journal)
                     # A worker may have been faster.
                     room -= sum(taken is not None for taken in pipe.execute())
-        return room < STEP
+        return room < self._step
 
     # -- unacked -----------------------------------------------------------------
 
@@ -128,9 +132,10 @@ class Forward:
         """
         wanted = frozenset(queues)
         tags = self.stock.unacked_tags()
-        for at in range(0, len(tags), STEP):
+        while tags:
             self.lock.renew()
-            self._take_unacked(tags[at : at + STEP], wanted, known)
+            self._take_unacked(tags[: self._step], wanted, known)
+            del tags[: self._step]
             self._empty_journal()
 
     def _take_unacked(
@@ -178,11 +183,13 @@ class Forward:
             # Both at once: what is published must go with these numbers.
             with client.pipeline() as pipe:
                 pipe.hgetall(stock.state)
-                pipe.lrange(stock.journal, -STEP, -1)
+                pipe.lrange(stock.journal, -self._step, -1)
                 state, entries = pipe.execute()
             if not entries:
                 return
             self._publish(state, entries[::-1])
+            size = max(1, sum(map(len, entries)) // len(entries))
+            self._step = max(1, min(STEP, STEP_BYTES // size))
             self.lock.renew()
 
     def _publish(self, state: dict[bytes, bytes], entries: list[bytes]) -> None:

@@ -162,7 +162,12 @@ class Stock:
 
     def unacked_tags(self) -> list[bytes]:
         """The tags of what workers hold, in the order in which they got it."""
-        found: dict[bytes, None] = dict.fromkeys(self.client.zrange(self.unacked_index, 0, -1))
+        found: dict[bytes, None] = {}
+        at = 0
+        while part := self.client.zrange(self.unacked_index, at, at + _SCANNED - 1):
+            found.update(dict.fromkeys(part))
+            at += _SCANNED
+        # Some may have no time.
         found.update((tag, None) for tag, _ in self.client.hscan_iter(self.unacked, count=500))
         return list(found)
 

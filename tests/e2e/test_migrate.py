@@ -267,7 +267,7 @@ def test_what_workers_hold_is_refused_while_one_lives(
     publish(old.app(), ['late'], countdown=3600)
     worker = old.start(concurrency=1)
     wait_for(lambda: client.hlen('unacked') == 1, 10, 'a task that the worker holds')
-    monkeypatch.setattr('celery_ext.migrate.PING', 1.0)
+    monkeypatch.setattr('celery_ext.migrate.PING', 0.7)
     # As "celery -b" does it; it must not be asked on the new broker whether an old worker lives.
     monkeypatch.setenv('CELERY_BROKER_URL', new.broker)
     with pytest.raises(WrongState, match='w1@test' if remote_control else 'waits for messages'):
@@ -295,6 +295,44 @@ def test_two_at_once_and_two_targets(
         monkeypatch.setattr('celery_ext.migrate_stock.LOCK_LIFE', 1)
         with pytest.raises(WrongState, match='another migration'):
             migrate(new.app(), stock_url)
+
+
+def test_what_our_workers_hold_goes_back_when_they_have_stopped(
+    new: Fleet, store: Store, stock_url: str, client: redis.Redis, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    app = new.app()
+    task(app, 'wait_for_file', str(tmp_path / 'door'), 'held').apply_async()
+    worker = new.start(concurrency=1)
+    new.ledger.wait(1, 'started')
+    publish(app, ['ready'], queue='other')
+    monkeypatch.setattr('celery_ext.migrate.PING', 0.7)
+    with pytest.raises(WrongState, match='w1@test'):
+        migrate(app, target=stock_url, stopped=True)
+    assert migrate(app, target=stock_url)['moved'] == 1
+    assert store.jobs.counts('celery').leased == 1
+    worker.kill()
+    report = migrate(app, target=stock_url, stopped=True)
+    assert report['queues'] == [{'queue': 'celery', 'ready': 1, 'delayed': 0}]
+    assert sum(client.llen(key) for key in LISTS) == 1
+    assert report['left'] == [] and not store.jobs.counts('celery').leased
+
+
+def test_large_messages_go_in_small_steps(
+    old: Fleet, new: Fleet, store: Store, stock_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish(old.app(), ['x' * 1_000_000 for _ in range(30)])
+    sizes: list[int] = []
+    forget = Forward._forget
+
+    def note(self: Any, count: int, *args: Any) -> None:
+        sizes.append(count)
+        forget(self, count, *args)
+
+    monkeypatch.setattr(Forward, '_forget', note)
+    assert migrate(new.app(), stock_url)['moved'] == 30
+    assert sizes[0] == 20 and max(sizes[1:]) <= 4
+    assert store.jobs.counts('celery').ready == 30
 
 
 # -- kills -----------------------------------------------------------------------
