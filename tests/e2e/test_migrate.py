@@ -395,6 +395,35 @@ def test_killed_on_the_way_back(
     assert sorted(stock_values(client, 'celery\x06\x169')) == list(range(130))
 
 
+@pytest.mark.parametrize(
+    ('owner', 'moment', 'way'),
+    [(Forward, '_publish', 'there'), (Forward, '_forget', 'there'), (Back, '_put', 'back'),
+     (Back, '_forget_done', 'back')],
+)  # fmt: skip
+def test_one_that_was_held_up_changes_nothing_more(
+    old: Fleet, new: Fleet, store: Store, stock_url: str, client: redis.Redis,
+    monkeypatch: pytest.MonkeyPatch, owner: type, moment: str, way: str,
+) -> None:  # fmt: skip
+    publish((old if way == 'there' else new).app(), range(130))
+    side = {'source' if way == 'there' else 'target': stock_url}
+    method, late = getattr(owner, moment), Counter[str]()
+
+    def hold_up(self: Any, *args: Any) -> Any:
+        late[moment] += 1
+        if late[moment] == 2:
+            client.delete('kombu_reliable.migrate.lock')  # as if its time had run out
+            migrate(new.app(), **side)
+            publish((old if way == 'there' else new).app(), range(130, 135))
+        return method(self, *args)
+
+    monkeypatch.setattr(owner, moment, hold_up)
+    with pytest.raises(WrongState):
+        migrate(new.app(), **side)
+    migrate(new.app(), **side)
+    moved = values_of(store) if way == 'there' else stock_values(client, LISTS[-1])
+    assert sorted(moved) == list(range(135))
+
+
 class Producer(threading.Thread):
     """Goes on publishing to the old broker until it is told to stop."""
 
