@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -174,6 +175,17 @@ def test_12_a_forgotten_pause(make: Callable[..., Celery]) -> None:
     app = make()
     app.celery_ext.queues['mail'].pause()
     finds(app, 'queues', 'warning', 'mail is paused')
+
+
+@pytest.mark.parametrize(('skew', 'level'), [(-5, 'warning'), (90, 'problem')])
+def test_13_a_clock_that_is_off(make: Callable[..., Celery], skew: int, level: str) -> None:
+    app = make()
+    operations = app.celery_ext.store.operations
+    operations.now = round((time.time() + skew) * 1000)
+    try:
+        finds(app, 'clock', level, 'behind' if skew < 0 else 'ahead of')
+    finally:
+        operations.now = None
 
 
 @pytest.mark.parametrize(
