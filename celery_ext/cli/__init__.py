@@ -26,9 +26,18 @@ following.connect()
 
 #: Name of a command -> the file beside this one that has it, under the same name.
 COMMANDS: dict[str, str] = {
+    'cancel': 'acting',
+    'doctor': 'doctor',
+    'failed': 'failed',
+    'jobs': 'jobs',
+    'migrate': 'migrate',
+    'move': 'acting',
     'pause': 'queues',
+    'priority': 'acting',
     'queues': 'queues',
     'resume': 'queues',
+    'retry': 'acting',
+    'status': 'status',
 }
 
 

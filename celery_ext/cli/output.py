@@ -18,13 +18,15 @@ from typing import Any
 
 import click
 
-__all__ = ('Column', 'age', 'count', 'duration', 'fields', 'print_json', 'size', 'table',
+__all__ = ('Column', 'age', 'count', 'cut', 'duration', 'fields', 'print_json', 'size', 'table',
            'terminal_width', 'visible', 'write')  # fmt: skip
 
 #: Between two columns.
 GAP = '  '
 #: No column that may be cut is cut below this.
 NARROWEST = 8
+#: Texts that tell nothing, and where a column of them stands among those that go.
+_NOTHING, _FIRST = ('', '-', '0'), 1000
 #: Beyond this, text says nothing to a reader of a table.
 LONGEST = 200
 
@@ -37,6 +39,7 @@ class Column:
         field: what it shows, a key of the records.
         title: its head; the field unless given.
         right: numbers stand on the right.
+        tail: what is cut is the beginning: names of tasks differ at their ends.
         keep: never cut: ids are there to be copied.
         drop: where there is no room columns go, those with the highest number first; those
             with 0 stay.
@@ -47,6 +50,7 @@ class Column:
     field: str
     title: str = ''
     right: bool = False
+    tail: bool = False
     keep: bool = False
     drop: int = 0
     show: Callable[[Any], str] | None = None
@@ -106,10 +110,12 @@ def _width_of_one(one: str) -> int:
     return 2 if unicodedata.east_asian_width(one) in 'WF' else 1
 
 
-def cut(text: str, width: int) -> str:
-    """A text that takes at most so many columns."""
+def cut(text: str, width: int, tail: bool = False) -> str:
+    """A text that takes at most so many columns; with ``tail`` its end is kept."""
     if width_of(text) <= width:
         return text
+    if tail:
+        return cut(text[::-1], width)[::-1]
     taken, room = [], width - 1
     for one in text:
         room -= _width_of_one(one)
@@ -200,12 +206,19 @@ def table(
     records = list(records)
     if not records:
         return empty
-    cells = [[cut(column.text(record), LONGEST) for column in columns] for record in records]
+    cells = [
+        [cut(column.text(record), LONGEST, column.tail) for column in columns] for record in records
+    ]
     natural = [
         max(width_of(column.head), *(width_of(row[at]) for row in cells))
         for at, column in enumerate(columns)
     ]
-    widths = _fit(columns, natural, width)
+    # Where there is no room, those in which nothing stands go before all others.
+    drops = [
+        column.drop if any(row[at] not in _NOTHING for row in cells) else _FIRST
+        for at, column in enumerate(columns)
+    ]
+    widths = _fit(columns, natural, drops, width)
     shown = [at for at in range(len(columns)) if widths[at]]
     lines = [_line([columns[at].head for at in shown], shown, columns, widths, 'bold')]
     for record, row in zip(records, cells, strict=True):
@@ -213,7 +226,9 @@ def table(
     return '\n'.join(lines)
 
 
-def _fit(columns: Sequence[Column], natural: list[int], width: int | None) -> list[int]:
+def _fit(
+    columns: Sequence[Column], natural: list[int], drops: list[int], width: int | None
+) -> list[int]:
     """The width of each column, 0 for those that must go."""
     widths = list(natural)
     if width is None:
@@ -227,8 +242,8 @@ def _fit(columns: Sequence[Column], natural: list[int], width: int | None) -> li
         own if column.keep or column.right else min(own, max(NARROWEST, width_of(column.head)))
         for own, column in zip(natural, columns, strict=True)
     ]
-    for at in sorted(range(len(columns)), key=lambda at: -columns[at].drop):
-        if columns[at].drop and excess() > sum(
+    for at in sorted(range(len(columns)), key=lambda at: -drops[at]):
+        if drops[at] and excess() > sum(
             own - small for own, small in zip(widths, least, strict=True) if own
         ):
             widths[at] = 0
@@ -248,7 +263,7 @@ def _line(
     parts = []
     for text, at in zip(texts, shown, strict=True):
         column = columns[at]
-        part = _pad(cut(text, widths[at]), widths[at], column.right)
+        part = _pad(cut(text, widths[at], column.tail), widths[at], column.right)
         if at == shown[-1]:
             part = part.rstrip()
         if not part.strip():
