@@ -8,12 +8,14 @@ from typing import Any
 from celery import current_app
 
 import kombu_reliable
-from celery_ext import bridge, control, defaults, next_run, options, request
+from celery_ext import bridge, control, defaults, next_run, options, recorder, request
 from celery_ext.broker import require
 from celery_ext.dead import DeadLetters
 from celery_ext.ends import ENDS
 from celery_ext.jobs import Jobs
 from celery_ext.queues import Queues
+from celery_ext.stats import Statistics
+from celery_ext.workers import Workers
 
 __all__ = ('Extension', 'install')
 
@@ -29,8 +31,10 @@ class Extension:
         >>> for job in ext.dead: print(job.failure)
     """
 
-    def __init__(self, app: Any) -> None:
+    def __init__(self, app: Any, counts: bool = True) -> None:
         self.app = app
+        #: Whether its workers count what becomes of tasks.
+        self.counts = counts
         #: The settings that were set because the user had left them open.
         self.defaults: dict[str, Any] = {}
         #: Tasks that had read the configuration before that.
@@ -38,6 +42,8 @@ class Extension:
         self.jobs = Jobs(self)
         self.queues = Queues(self)
         self.dead = DeadLetters(self)
+        self.stats = Statistics(self)
+        self.workers = Workers(self)
 
     @cached_property
     def store(self) -> kombu_reliable.Store:
@@ -56,7 +62,7 @@ class Extension:
         return f'<celery_ext for {self.app.main or "app"}>'
 
 
-def install(app: Any = None) -> Extension:
+def install(app: Any = None, *, stats: bool = True) -> Extension:
     """Installs the extension for an app; a second call returns what the first one made.
 
     Call it where the app is made, before its configuration is needed.  Nothing is read and
@@ -67,6 +73,7 @@ def install(app: Any = None) -> Extension:
 
     Args:
         app: the Celery app; the current one unless given.
+        stats: whether its workers count how long tasks wait and run, and how often they fail.
 
     Example:
         >>> app = Celery('shop')
@@ -79,11 +86,12 @@ def install(app: Any = None) -> Extension:
     known: Extension | None = app.__dict__.get('celery_ext')
     if known is not None:
         return known
-    extension = app.celery_ext = Extension(app)
+    extension = app.celery_ext = Extension(app, stats)
     kombu_reliable.register()
     bridge.connect()
     next_run.connect()
     request.connect(app)
+    recorder.connect(app)
     options.connect()
     options.watch_app(app)
     control.connect()

@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from kombu_reliable.options import Options
     from kombu_reliable.store import Store
     from kombu_reliable.store.info import Event, Failure, Group, JobInfo
+    from kombu_reliable.store.stats import Counting, Stats
+    from kombu_reliable.store.summary import Bar, Summary
     from kombu_reliable.transport import Transport
     from kombu_reliable.transport.dependencies import take_dependencies
     from kombu_reliable.transport.keeper import finish_settling
@@ -49,7 +51,9 @@ __version__ = '0.1.0'
 
 _HOME = {
     'AccessRefused': 'errors',
+    'Bar': 'store.summary',
     'ConnectionLost': 'errors',
+    'Counting': 'store.stats',
     'DependencyCycle': 'errors',
     'EmbeddedServerError': 'errors',
     'Fenced': 'errors',
@@ -71,7 +75,9 @@ _HOME = {
     'Group': 'store.info',
     'JobInfo': 'store.info',
     'QueueCounts': 'types',
+    'Stats': 'store.stats',
     'Store': 'store',
+    'Summary': 'store.summary',
     'open_job': 'transport.messages',
     'open_store': 'transport.transport',
     'pack_id': 'envelope',
@@ -90,7 +96,9 @@ _HOME = {
 __all__ = (
     'TOKEN_HEADER',
     'AccessRefused',
+    'Bar',
     'ConnectionLost',
+    'Counting',
     'DependencyCycle',
     'EmbeddedServerError',
     'Event',
@@ -110,7 +118,9 @@ __all__ = (
     'ReliableError',
     'ServerFull',
     'ServerURL',
+    'Stats',
     'Store',
+    'Summary',
     'Transport',
     'UnknownJob',
     'UnknownQueue',

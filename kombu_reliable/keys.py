@@ -50,6 +50,10 @@ FAMILIES: dict[str, str] = {
     'NOTICED': 'noticed',
     'GROUP': 'fg:',
     'GROUPS': 'groups',
+    'STATS': 'st:',
+    'COUNTED': 'std:',
+    'WORKERS': 'workers',
+    'ABOUT': 'about',
 }
 
 
@@ -182,3 +186,17 @@ class Keys:
     @property
     def groups(self) -> str:
         return self._key('GROUPS')
+
+    def stats(self, day: int, pair: str) -> str:
+        return self._key('STATS', f'{day}:{pair}')
+
+    def counted(self, day: int) -> str:
+        return self._key('COUNTED', str(day))
+
+    @property
+    def workers(self) -> str:
+        return self._key('WORKERS')
+
+    @property
+    def about(self) -> str:
+        return self._key('ABOUT')

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from enum import IntEnum, StrEnum
-from typing import Any
+from typing import Any, NamedTuple
 
 __all__ = (
     'Broadcast',
     'Claimed',
     'Delivery',
     'Dependencies',
+    'Origin',
     'Outgoing',
     'Policy',
     'QueueCounts',
@@ -137,13 +138,36 @@ class Broadcast:
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """A message that was leased.  ``deliveries`` counts this one, from 1."""
+    """A message that was leased.
+
+    Args:
+        queue: where it lives.
+        id: key of the job.
+        token: proves that the delivery is ours.
+        deliveries: counts this one, from 1.
+        envelope: the message.
+        published: when it was published, as its record says, in milliseconds.
+        since: since when it waits, if that is neither its publish nor its delay; see
+            ``lua/lib/since.lua``.
+    """
 
     queue: str
     id: str
     token: str
     deliveries: int
     envelope: bytes
+    published: bytes = b''
+    since: str = ''
+
+
+class Origin(NamedTuple):
+    """Where a delivered message comes from."""
+
+    queue: str
+    #: Since when it waited to be claimed, in seconds by the server's clock, if that is known.
+    ready_at: float | None
+    #: A worker had it before, and lost it.
+    lost: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +180,7 @@ class Claimed:
         wake_in: seconds until this worker must claim again; None if others watch the clock.
         statuses: what became of the settlements that came with the claim.
         problem: why a queue could not be read; the others were served all the same.
+        now: the server's time, in milliseconds.
     """
 
     deliveries: tuple[Delivery, ...]
@@ -163,6 +188,7 @@ class Claimed:
     wake_in: float | None
     statuses: tuple[Status, ...] = ()
     problem: str = ''
+    now: int = 0
 
 
 @dataclass(frozen=True, slots=True)

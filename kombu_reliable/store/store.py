@@ -18,6 +18,8 @@ from kombu_reliable.store.dependencies import Edges
 from kombu_reliable.store.job_operations import JobOperations
 from kombu_reliable.store.jobs import Jobs
 from kombu_reliable.store.operations import Operations, message_of
+from kombu_reliable.store.presence import Presence
+from kombu_reliable.store.stats import StatsReader
 from kombu_reliable.types import QueueCounts
 from kombu_reliable.wire import exchange
 
@@ -55,6 +57,16 @@ class Store:
         # Made anew: one that is kept would keep its store, and its connections, until the
         # garbage collector comes by.
         return Jobs(self)
+
+    @property
+    def stats(self) -> StatsReader:
+        """Reads what workers have counted."""
+        return StatsReader(self)
+
+    @property
+    def presence(self) -> Presence:
+        """Which workers are there."""
+        return Presence(self)
 
     def now(self) -> int:
         """The server's time, in milliseconds since the epoch."""

@@ -53,7 +53,7 @@ class Poller:
     def __init__(self, endpoint: Endpoint) -> None:
         self._endpoint = endpoint
         self._operations = endpoint.operations
-        self._worker, self._tokens = new_identity()
+        self.worker, self._tokens = new_identity()
         self._claims = 0
         self._channels: deque[Channel] = deque()
         #: Channels for which there may be work, as far as is known.
@@ -282,7 +282,7 @@ class Poller:
         owed = self._owed.intersection(queues)
         self._owed -= owed
         token = f'{self._tokens}.{self._claims:x}'
-        worker = self._worker if self._channels else ''
+        worker = self.worker if self._channels else ''
         posted = self._endpoint.keeper.collect(CLAIM_LIMIT)
         settlements = [item.settlement for item in posted]
         asked_at = time.monotonic()
@@ -296,6 +296,7 @@ class Poller:
         self, channel: Channel | None, claimed: Claimed, posted: list[Posted], asked_at: float
     ) -> None:
         self._claiming = False
+        self._endpoint.learn_time(claimed.now, asked_at)
         self._endpoint.keeper.confirmed(posted, claimed.statuses)
         self._endpoint.keeper.hold(claimed.deliveries)
         if channel is not None:
@@ -308,10 +309,9 @@ class Poller:
                 self._hungry.discard(channel)
         if claimed.problem:
             self._complain(claimed.problem)
-        wake_in = claimed.wake_in
         # What leaves so much later than this claim did, arrives so much later than it did,
         # however long the answer took to come and to be read.
-        self._due_at = None if wake_in is None else asked_at + wake_in
+        self._due_at = None if claimed.wake_in is None else asked_at + claimed.wake_in
         if channel and claimed.deliveries and not self._bell.rings_for.isdisjoint(channel.queues):
             # Whoever is busy with these must not be woken for more of them.
             self._hush()

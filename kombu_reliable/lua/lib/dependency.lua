@@ -1,6 +1,7 @@
 -- @include alarm
 -- @include place
 -- @include record
+-- @include since
 -- @include wake
 -- Jobs that wait for others.
 --   WAITING     per queue: the jobs that wait, scored by when they are due
@@ -145,6 +146,8 @@ local function dependencies()
       alarm_by(queue, due)
     end
     redis.pcall('ZREM', WAITING .. queue, id)
+    redis.pcall('SETRANGE', JOB .. id, 0, 'x')
+    waits_since(id, math.max(due, now))
     wake(queue)
   end
 

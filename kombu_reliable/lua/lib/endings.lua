@@ -7,11 +7,12 @@
 -- @include owner_fields
 -- @include record
 -- @include run
+-- @include since
 -- @include twins
 -- @include wake
 -- What is rare in the life of a delivery: every end but a success, and every beginning but the
 -- first.
-local function give_back(queue, id, at, counts)
+local function give_back(queue, id, at, counts, now)
   redis.call('ZADD', READY .. queue, at or 0, id)
   redis.pcall('HDEL', EXTRA .. id, 'once')
   if counts then
@@ -19,6 +20,7 @@ local function give_back(queue, id, at, counts)
     if type(redis.pcall('HINCRBY', EXTRA .. id, 'n', 1)) == 'table' then
       redis.call('UNLINK', EXTRA .. id) -- foreign data
     end
+    waits_since(id, now)
   end
   arm(queue)
 end
@@ -41,12 +43,12 @@ local function settle_otherwise(verdict, queue, id, owner, detail, now, retentio
     if verdict == 'requeue' then
       note(id, now, 'requeued')
     end
-    give_back(queue, id, at, verdict == 'requeue')
+    give_back(queue, id, at, verdict == 'requeue', now)
   elseif pcall(bury, queue, id, detail, now, keep) then
     alarm_by(queue, now + retention + 1)
   else
     -- Foreign data where the dead letters should be: the message must not be lost.
-    give_back(queue, id, at, true)
+    give_back(queue, id, at, true, now)
   end
 end
 
@@ -58,11 +60,12 @@ local function deliver_once(id)
   end
 end
 
--- Deliveries of a marked job that ended without an outcome, and why there must be no other, if
--- so.  An owner that is still noted lost its lease, and loses the job by this claim.
+-- Deliveries of a marked job that ended without an outcome, why there must be no other, if so, and
+-- since when it waits, if that was noted.  An owner that is still noted lost its lease, and loses
+-- the job by this claim.
 local function deliveries_before(id, limit, now)
   local owner = redis.call('HGET', OWNERS, id)
-  local noted = redis.pcall('HMGET', EXTRA .. id, 'n', 'once', 'unwanted')
+  local noted = redis.pcall('HMGET', EXTRA .. id, 'n', 'once', 'unwanted', 'since')
   if noted.err then
     redis.call('UNLINK', EXTRA .. id) -- foreign data
   end
@@ -78,7 +81,7 @@ local function deliveries_before(id, limit, now)
   if noted[2] then
     return before, 'lost'
   end
-  return before, limit > 0 and before >= limit and 'delivery-limit' or nil
+  return before, limit > 0 and before >= limit and 'delivery-limit' or nil, noted[4]
 end
 
 -- Somebody has canceled it while it was held.

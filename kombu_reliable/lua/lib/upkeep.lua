@@ -6,6 +6,7 @@
 -- @include place
 -- @include record
 -- @include releasing
+-- @include since
 -- @include wake
 -- What time does to a queue: delayed jobs become ready, expired leases are taken back,
 -- old dead letters go, some queues come to the end of their life.  Every step is bounded; what
@@ -44,6 +45,7 @@ local function take_back(queue, now)
     redis.call('ZADD', READY .. queue, at, id)
     -- Marks the job: whoever claims it looks for the owner only of one that is marked.
     note(id, now, 'lost', owners[i] and owner_worker(owners[i]))
+    waits_since(id, now, true)
   end
   redis.call('ZREM', LEASED .. queue, unpack(ids))
   redis.call('HINCRBY', META, 'expired', #ids)

@@ -4,9 +4,10 @@
 --       delivery limit (0: none), retention of dead letters (ms), number kept per queue,
 --       number of settlements, the settlements,
 --       then the queues in the order in which they are asked
--- Reply 1 if claimable work is left, when to claim again (us from now; -1: others watch),
+-- Reply 1 if claimable work is left, when to claim again (us from now; -1: others watch), now (ms),
 --       one status per settlement,
---       then per message: number of its queue (from 1), id, deliveries, record.
+--       then per message: number of its queue (from 1), id, deliveries, record.  Behind the
+--       deliveries stands ';' and since when it waits, if that is not what its record says.
 --       The n-th message is leased under '<token>.<n>'.
 --       At the end, if a queue could not be read: the error.  The other queues are served.
 -- Cost  O(log n) per message; credit at most 100, upkeep of at most 8 queues a call
@@ -34,7 +35,7 @@ end
 enter_full_server()
 pausing = meta[6]
 
-local reply = {0, -1}
+local reply = {0, -1, now}
 settle(FIRST_SETTLEMENT, FIRST_QUEUE - 1, now, retention, keep, reply)
 
 local hold = hear(now, tonumber(meta[2]), tonumber(meta[3]), lease)
@@ -62,9 +63,9 @@ local function claim_from(number, queue)
   records = redis.call('MGET', unpack(records))
   for i, id in ipairs(ids) do
     local record = records[i]
-    local before, death = 0, nil
+    local before, death, since = 0, nil, nil
     if record and string.byte(record) ~= PLAIN then
-      before, death = deliveries_before(id, limit, now)
+      before, death, since = deliveries_before(id, limit, now)
     end
     if not record or death then
       end_undelivered(queue, id, record, death, now, retention, keep)
@@ -78,7 +79,7 @@ local function claim_from(number, queue)
       leases[#leases + 1] = id
       reply[#reply + 1] = number
       reply[#reply + 1] = id
-      reply[#reply + 1] = before + 1
+      reply[#reply + 1] = since and before + 1 .. ';' .. since or before + 1
       reply[#reply + 1] = record
     end
   end

@@ -8,6 +8,7 @@
 -- @include group
 -- @include history
 -- @include place
+-- @include since
 -- @include wake
 -- @include whereabouts
 local named = ARGV[2]
@@ -36,6 +37,7 @@ local function replay(id, now)
     end
   end
   note(id, now, 'replayed')
+  waits_since(id, now)
   arm(queue)
   return 'done'
 end

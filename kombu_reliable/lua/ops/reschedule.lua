@@ -7,6 +7,8 @@
 -- @include delaying
 -- @include disown
 -- @include place
+-- @include record
+-- @include since
 -- @include whereabouts
 local due = tonumber(ARGV[2])
 
@@ -18,6 +20,7 @@ return act(3, function(id, now, keeper)
   local queue = job.queue
   if job.state == 'waiting' then
     redis.call('ZADD', WAITING .. queue, math.max(due, now), id)
+    return 'done' -- once it does not wait any more, it is noted since when
   elseif job.state ~= 'ready' and job.state ~= 'delayed' then
     return job.state
   elseif due > now then
@@ -30,6 +33,10 @@ return act(3, function(id, now, keeper)
     redis.call('ZADD', READY .. queue, place(job.rank, redis.call('HINCRBY', META, 'seq', 1)), id)
     redis.call('ZREM', DELAYED .. queue, id)
     arm(queue)
+  else
+    return 'done' -- it is ready
   end
+  mark_extra(id)
+  waits_since(id, math.max(due, now))
   return 'done'
 end)
