@@ -26,18 +26,24 @@ if TYPE_CHECKING:
     from celery_ext.job import Dependencies, Event, Failure, Job
     from celery_ext.jobs import Jobs
     from celery_ext.queues import Queue, Queues
+    from celery_ext.stats import Statistics
+    from celery_ext.workers import Worker, Workers
     from kombu_reliable import (
+        Bar,
         DependencyCycle,
         HasDependents,
         InvalidArgument,
         QueueCounts,
         ReliableError,
+        Stats,
+        Summary,
         UnknownJob,
         UnknownQueue,
         WrongState,
     )
 
 _HOME = {
+    'Bar': 'kombu_reliable',
     'DeadLetters': 'celery_ext.dead',
     'Dependencies': 'celery_ext.job',
     'DependencyCycle': 'kombu_reliable',
@@ -57,14 +63,20 @@ _HOME = {
     'QueueCounts': 'kombu_reliable',
     'Queues': 'celery_ext.queues',
     'ReliableError': 'kombu_reliable',
+    'Statistics': 'celery_ext.stats',
+    'Stats': 'kombu_reliable',
+    'Summary': 'kombu_reliable',
     'UnknownJob': 'kombu_reliable',
     'UnknownQueue': 'kombu_reliable',
+    'Worker': 'celery_ext.workers',
+    'Workers': 'celery_ext.workers',
     'WrongState': 'kombu_reliable',
     'expected': 'celery_ext.dependencies',
     'install': 'celery_ext.installation',
 }
 
 __all__ = (
+    'Bar',
     'DeadLetters',
     'Dependencies',
     'DependencyCycle',
@@ -84,8 +96,13 @@ __all__ = (
     'QueueCounts',
     'Queues',
     'ReliableError',
+    'Statistics',
+    'Stats',
+    'Summary',
     'UnknownJob',
     'UnknownQueue',
+    'Worker',
+    'Workers',
     'WrongState',
     'expected',
     'install',

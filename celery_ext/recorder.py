@@ -98,7 +98,7 @@ class Recorder:
         self._add(queue, task, None, None, what)
 
     def _add(self, *event: Any) -> None:
-        self._events.append(event)  # type: ignore[arg-type]
+        self._events.append(event)
         if not self._wake.is_set():
             self._wake.set()
 

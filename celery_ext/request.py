@@ -174,7 +174,7 @@ class Outcome:
     def _success_was_stored(self: Any) -> Any:
         stored = super()._success_was_stored()  # type: ignore[misc]
         if stored:
-            self._verdict = None
+            self._verdict, self._fate = None, ''
         return stored
 
     def on_timeout(self: Any, soft: bool, timeout: float) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from datetime import date, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -105,6 +106,4 @@ def _date(day: Any) -> date:
 
 
 def _with(stats: Stats, names: dict[str, Any]) -> Stats:
-    from dataclasses import replace
-
     return replace(stats, **names)

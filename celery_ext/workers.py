@@ -136,7 +136,7 @@ class Workers:
 
     def _jobs(self, worker: str, keys: Sequence[str], limit: int) -> list[Job]:
         # At least one: its lease tells whether the worker lives.
-        infos: list[Any] = self._extension.store.jobs.look(list(islice(keys, max(1, limit))))
+        infos: list[Any] = self._extension.store.presence.jobs(list(islice(keys, max(1, limit))))
         return [Job(self._extension, info) for info in infos if info.worker == worker]
 
 

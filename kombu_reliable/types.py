@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
 from typing import Any, NamedTuple
 
@@ -156,8 +156,8 @@ class Delivery:
     token: str
     deliveries: int
     envelope: bytes
-    published: bytes = b''
-    since: str = ''
+    published: bytes = field(default=b'', compare=False)
+    since: str = field(default='', compare=False)
 
 
 class Origin(NamedTuple):

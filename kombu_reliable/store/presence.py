@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from kombu_reliable.scripts import translating
 
 if TYPE_CHECKING:
+    from kombu_reliable.store.info import JobInfo
     from kombu_reliable.store.store import Store
 
 __all__ = ('Presence', 'Sign')
@@ -89,6 +90,10 @@ class Presence:
                 worker = owner.decode(errors='replace').rpartition(';')[2]
                 found.setdefault(worker, []).append(job.decode(errors='replace'))
         return found
+
+    def jobs(self, keys: Sequence[str]) -> list[JobInfo]:
+        """Those of these jobs that have not ended."""
+        return self._store.jobs._look(keys)
 
 
 def _mapping(text: str) -> Mapping[str, Any]:
