@@ -2,23 +2,55 @@
 
 Celery loads this module whenever any of its commands starts.  That is what makes the broker
 URLs known and the worker's knowledge available to the transport, with no import in user code.
+The commands are loaded when one of them is used: a worker that starts must not pay for them.
 """
 
 from __future__ import annotations
 
+from importlib import import_module
+from typing import Any
+
 import click
+from click_didyoumean import DYMGroup
 
 import kombu_reliable
 from celery_ext import bridge, next_run
 
-__all__ = ('reliable',)
+__all__ = ('COMMANDS', 'Commands', 'reliable')
 
 kombu_reliable.register()
 bridge.connect()
 next_run.connect()
 
+#: Name of a command -> the file beside this one that has it, under the same name.
+COMMANDS: dict[str, str] = {
+    'cancel': 'acting',
+    'failed': 'failed',
+    'jobs': 'jobs',
+    'move': 'acting',
+    'pause': 'queues',
+    'priority': 'acting',
+    'queues': 'queues',
+    'resume': 'queues',
+    'retry': 'acting',
+    'status': 'status',
+}
 
-@click.group(name='reliable')
+
+class Commands(DYMGroup):
+    """A group that loads a command when it is used."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted(COMMANDS)
+
+    def get_command(self, ctx: click.Context, name: str) -> Any:
+        if name not in COMMANDS:
+            return None
+        module = import_module(f'celery_ext.cli.{COMMANDS[name]}')
+        return getattr(module, name)
+
+
+@click.group(name='reliable', cls=Commands)
 @click.version_option(kombu_reliable.__version__, prog_name='kombu_reliable')
 def reliable() -> None:
     """Looks after queues on kombu_reliable.
