@@ -18,6 +18,7 @@ from kombu_reliable.store.dependencies import Edges
 from kombu_reliable.store.job_operations import JobOperations
 from kombu_reliable.store.jobs import Jobs
 from kombu_reliable.store.operations import Operations, message_of
+from kombu_reliable.store.overview import Overview, overview
 from kombu_reliable.store.presence import Presence
 from kombu_reliable.store.stats import StatsReader
 from kombu_reliable.types import QueueCounts
@@ -67,6 +68,10 @@ class Store:
     def presence(self) -> Presence:
         """Which workers are there."""
         return Presence(self)
+
+    def overview(self, queues: Sequence[str]) -> Overview:
+        """Counts of some queues, and the counters of the namespace."""
+        return overview(self, queues)
 
     def now(self) -> int:
         """The server's time, in milliseconds since the epoch."""
