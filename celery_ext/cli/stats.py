@@ -40,9 +40,9 @@ COLUMNS = (
     Column('retried', right=True, drop=4),
     Column('stalled', right=True, drop=3, style=lambda value: 'yellow' if value else None),
     Column('wait_p50', 'wait p50', right=True, show=_time, drop=5),
-    Column('wait_p95', 'p95', right=True, show=_time),
+    Column('wait_p95', 'wait p95', right=True, show=_time),
     Column('run_p50', 'run p50', right=True, show=_time, drop=2),
-    Column('run_p95', 'p95', right=True, show=_time),
+    Column('run_p95', 'run p95', right=True, show=_time),
 )
 
 
