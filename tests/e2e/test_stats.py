@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from celery.result import AsyncResult
+from click.testing import Result
 
 import celery_ext
 from celery_ext import Extension, InvalidArgument, Stats
@@ -262,33 +263,36 @@ def test_telling_apart_and_bad_questions(installed: Fleet, ext: Extension, send:
         ext.workers['nobody']
 
 
-def test_on_the_command_line(installed: Fleet, ext: Extension, send: Send) -> None:
+def test_on_the_command_line(
+    installed: Fleet, ext: Extension, send: Send, reliable: Callable[..., Result]
+) -> None:
     worker = installed.start(*QUICK)
     for number in range(20):
         send('run', number)
     send('wait_for_file', str(installed.directory / 'door'))
-    installed.ledger.wait(20, 'ran')
     installed.ledger.wait(1, 'started')
     wait_for_runs(ext, 'run', 20)
 
-    def reliable(*arguments: str) -> Any:
-        done = installed.run('celery', '-A', installed.module, 'reliable', *arguments)
-        assert done.returncode == 0, done.stderr
+    def said(*arguments: str) -> Any:
+        done = reliable(*arguments, columns=150)
+        assert done.exit_code == 0, done.output
         return json.loads(done.stdout) if '--json' in arguments else done.stdout
 
-    [found] = [one for one in reliable('stats', '--json')['stats'] if one['task'] == f'{APP}run']
+    [found] = [one for one in said('stats', '--json')['stats'] if one['task'] == f'{APP}run']
     assert (found['queue'], found['runs'], found['failed']) == ('celery', 20, 0)
     assert 0 < found['run_p50'] <= found['run_p99'] < 5
-    assert 'app.run' in reliable('stats')
-    picture = reliable('stats', '--task', f'{APP}run', '--histogram')
+    assert f'{APP}run' in said('stats', '--by', 'task', '--by', 'queue')
+    assert 'day' in said('stats', '--by', 'day', '--days', '3')
+    picture = said('stats', '--task', f'{APP}run', '--histogram')
     assert 'run: 20 counted' in picture
     assert '####' in picture
-    [one] = reliable('workers', '--jobs', '--json')['workers']
+    assert sum(bar['count'] for bar in said('stats', '--histogram', '--json')['run']) == 20
+    [one] = said('workers', '--jobs', '--json')['workers']
     assert (one['name'], one['state'], one['holding']) == ('w1@test', 'alive', 1)
-    assert 'w1@test' in reliable('workers')
-    assert 'wait_for_file' in reliable('workers', '--jobs')
-    assert 'celery_reliable_run_seconds_bucket' in reliable('metrics', '--once')
+    assert 'w1@test' in said('workers')
+    assert f'{APP}wait_for_file' in said('workers', '--jobs')
+    assert reliable('stats', '--day', 'today').exit_code == 1
     (installed.directory / 'door').touch()
     worker.terminate()
     worker.wait()
-    assert 'no workers' in reliable('workers')
+    assert 'no workers' in said('workers')
