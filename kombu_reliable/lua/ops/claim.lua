@@ -20,6 +20,7 @@
 -- @include wake
 -- @defer dependency: tell_of_ends, dependencies, forsake
 -- @defer endings: settle_otherwise, deliver_once, status_of_other, leave_twin, deliveries_before, end_undelivered
+-- @defer features: tell_features, features_of, end_features
 -- @defer upkeep: serve_alarms
 local now, micros = clock()
 local worker, token, lease = ARGV[2], ARGV[3], tonumber(ARGV[4])
@@ -55,7 +56,7 @@ local function claim_from(number, queue)
   if #popped == 0 then
     return
   end
-  local ids, records, owners, leases = {}, {}, {}, {}
+  local ids, records, owners, leases, begun = {}, {}, {}, {}, {}
   for i = 1, #popped, 2 do
     ids[#ids + 1] = popped[i]
     records[#records + 1] = JOB .. popped[i]
@@ -63,9 +64,9 @@ local function claim_from(number, queue)
   records = redis.call('MGET', unpack(records))
   for i, id in ipairs(ids) do
     local record = records[i]
-    local before, death, since = 0, nil, nil
+    local before, death, feat, since = 0, nil, '', nil
     if record and string.byte(record) ~= PLAIN then
-      before, death, since = deliveries_before(id, limit, now)
+      before, death, feat, since = deliveries_before(id, limit, now)
     end
     if not record or death then
       end_undelivered(queue, id, record, death, now, retention, keep)
@@ -74,9 +75,12 @@ local function claim_from(number, queue)
       delivered = delivered + 1
       credit = credit - 1
       owners[#owners + 1] = id
-      owners[#owners + 1] = token .. '.' .. delivered .. ';' .. popped[2 * i] .. ';' .. worker
+      owners[#owners + 1] = token .. '.' .. delivered .. ';' .. popped[2 * i] .. feat .. ';' .. worker
       leases[#leases + 1] = now + lease
       leases[#leases + 1] = id
+      if feat ~= '' then
+        begun[#begun + 1] = {feat, id}
+      end
       reply[#reply + 1] = number
       reply[#reply + 1] = id
       reply[#reply + 1] = since and before + 1 .. ';' .. since or before + 1
@@ -88,6 +92,9 @@ local function claim_from(number, queue)
     redis.call('HSET', OWNERS, unpack(owners))
     alarm_by(queue, now + lease)
     due = sooner(due, now + lease)
+  end
+  for _, one in ipairs(begun) do
+    tell_features(one[1], 'started', queue, one[2], now, worker)
   end
 end
 
