@@ -1062,6 +1062,9 @@ def one_call_of_each(operations: Operations) -> Iterator[Call[Any]]:
     yield operations.attend('q', 'c')
     yield operations.leave('q', 'c')
     yield operations.delete('q')
+    yield operations.call('count', bool, 'lane', 2, 1000, '["q", "t", {"failed": 1}, [], []]')
+    yield operations.call('beat', bool, 'w', 1000, 0, '{}')
+    yield operations.call('overview', list, 'q')
     yield from one_call_of_each_on_jobs(JobOperations(operations))
 
 
