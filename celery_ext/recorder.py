@@ -75,7 +75,7 @@ class Recorder:
         origin = message.origin
         if origin is not None:
             fate = ('stalled',) if origin.lost else ()
-            self._add(origin.queue, request.name, message.waited(at), None, fate)
+            self._add(origin.queue, request.task.name, message.waited(at), None, fate)
 
     def ended(self, request: Any, runtime: float | None, fate: str) -> None:
         """A run has ended.
@@ -91,7 +91,7 @@ class Recorder:
             return
         if runtime is None and hasattr(message, 'started_at'):
             runtime = time.monotonic() - message.started_at
-        self._add(message.origin.queue, request.name, None, runtime, (fate,) if fate else ())
+        self._add(message.origin.queue, request.task.name, None, runtime, (fate,) if fate else ())
 
     def happened(self, queue: str, task: str, *what: str) -> None:
         """Something that no run has told."""

@@ -52,13 +52,14 @@ def test_everything_is_counted_when_the_worker_has_ended(
     send('reject', False)
     send('ignore')
     send('run', 'delayed', countdown=1.2)
+    send('run', 'shown otherwise', shadow='custom')
     send('retry_once', 1.1)
-    installed.ledger.wait(58, 'ran')
+    installed.ledger.wait(59, 'ran')
     wait_for(lambda: ext.queues['celery'].counts().leased == 0, 20)
     worker.terminate()
     worker.wait()
     run = stats_of(ext, 'run')
-    assert (run.run.count, run.wait.count) == (51, 51)
+    assert (run.run.count, run.wait.count) == (52, 52)
     assert (run.failed, run.retried, run.stalled) == (0, 0, 0)
     assert 0 < run.run.percentile(0.5) < 1
     assert (stats_of(ext, 'flaky').retried, stats_of(ext, 'flaky').run.count) == (2, 3)
@@ -68,7 +69,7 @@ def test_everything_is_counted_when_the_worker_has_ended(
     for name in ('run', 'retry_once'):
         assert stats_of(ext, name).wait.max < 1, 'who is delayed waits from when he is due'
     assert (stats_of(ext, 'ignore').failed, stats_of(ext, 'ignore').run.count) == (0, 1)
-    assert ext.queues['celery'].stats().run.count == ext.stats().run.count == 59
+    assert ext.queues['celery'].stats().run.count == ext.stats().run.count == 60
     assert list(ext.workers) == [], 'who left is not there'
 
 

@@ -32,7 +32,7 @@ local function key_of(queue, task)
   local pair = #queue .. ':' .. queue .. task
   if redis.call('SISMEMBER', index, pair) == 0 then
     if redis.call('SCARD', index) >= MOST then
-      pair = '0:'
+      pair = 0 .. ':' -- of no queue and no task
     end
     redis.call('SADD', index, pair)
   end
