@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ('Canceled', 'Dependencies', 'Event', 'Failure', 'Job', 'State', 'task_id')
 
-State = Literal['delayed', 'waiting', 'ready', 'leased', 'failed']
+State = Literal['delayed', 'waiting', 'ready', 'throttled', 'leased', 'failed']
 Canceled = Literal['gone', 'requested', 'unknown']
 
 

@@ -48,6 +48,9 @@ RETRY = 5.0
 #: How often the names of the queues are looked up, in seconds.
 NAMES = 10.0
 
+#: More throttles than this are not told of.
+THROTTLES = 100
+
 PREFIX = 'celery_reliable'
 
 
@@ -102,6 +105,7 @@ class Collector:
             self._names_until = now + NAMES
         yield from _queues(store.overview(self._names))
         yield from _workers(store)
+        yield from _throttles(store)
         yield from _tasks(store.stats.read([store.stats.today()]))
 
 
@@ -110,13 +114,12 @@ def _queues(found: Any) -> Iterator[Metric]:
     paused = GaugeMetricFamily(f'{PREFIX}_queue_paused', 'Whether it is paused.', labels=('queue',))
     oldest = GaugeMetricFamily(
         f'{PREFIX}_oldest_waiting_seconds',
-        'How long the job has waited that is ready and waits for longest; 0 if none is ready.',
+        'How long the job has waited that could start or is throttled; 0 if there is none.',
         labels=('queue',),
     )
     for name, figures in found.queues.items():
         for state in ('ready', 'delayed', 'waiting', 'leased', 'throttled'):
-            if hasattr(figures.counts, state):
-                jobs.add_metric((name, state), getattr(figures.counts, state))
+            jobs.add_metric((name, state), getattr(figures.counts, state))
         jobs.add_metric((name, 'failed'), figures.counts.dead)
         paused.add_metric((name,), int(figures.counts.paused))
         oldest.add_metric((name,), figures.oldest or 0.0)
@@ -141,6 +144,26 @@ def _workers(store: Any) -> Iterator[Metric]:
     workers.add_metric(('alive',), alive)
     workers.add_metric(('dead',), len(signs) - alive)
     yield workers
+
+
+def _throttles(store: Any) -> Iterator[Metric]:
+    held, pending, limit = (
+        GaugeMetricFamily(f'{PREFIX}_throttle_{name}', text, labels=('throttle',))
+        for name, text in (
+            ('held', 'Jobs that have a slot of it.'),
+            ('pending', 'Jobs that wait for it.'),
+            ('concurrency', 'How many slots it has; it is left out if there is no limit.'),
+        )
+    )
+    for name in store.throttles.names()[:THROTTLES]:
+        found = store.throttles.get(name)
+        if found is None:
+            continue
+        held.add_metric((name,), found.held)
+        pending.add_metric((name,), found.pending)
+        if found.concurrency is not None:
+            limit.add_metric((name,), found.concurrency)
+    yield from (held, pending, limit)
 
 
 def _tasks(found: list[Stats]) -> Iterator[Metric]:

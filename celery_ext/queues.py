@@ -80,7 +80,7 @@ class Queue:
             >>> ext.queues['mail'].purge('delayed')
             17
         """
-        chosen = states or ('ready', 'delayed', 'waiting')
+        chosen = states or ('ready', 'throttled', 'delayed', 'waiting')
         return int(self._store.purge(self.name, chosen, progress))
 
     def stats(self, task: str | None = None, day: date | str | None = None, days: int = 1) -> Stats:
@@ -91,7 +91,7 @@ class Queue:
     def __len__(self) -> int:
         """How many jobs wait in it to be started, now or later."""
         counts = self.counts()
-        return counts.ready + counts.delayed + counts.waiting
+        return counts.ready + counts.throttled + counts.delayed + counts.waiting
 
     def __bool__(self) -> bool:
         return True

@@ -1065,6 +1065,8 @@ def one_call_of_each(operations: Operations) -> Iterator[Call[Any]]:
     yield operations.call('count', bool, 'lane', 2, 1000, '["q", "t", {"failed": 1}, [], []]')
     yield operations.call('beat', bool, 'w', 1000, 0, '{}')
     yield operations.call('overview', list, 'q')
+    yield operations.call('set_limit', int, 't', 'set', 1000, '1', '', '', '')
+    yield operations.call('free_slot', int, 't', 'a')
     yield from one_call_of_each_on_jobs(JobOperations(operations))
 
 

@@ -21,6 +21,7 @@ from kombu_reliable.store import Operations, Store
 from kombu_reliable.store.stats import DAY, RETENTION, count
 from kombu_reliable.store.summary import LAST, bounds, bucket_of
 from kombu_reliable.transport.messages import payload
+from kombu_reliable.transport.throttles import THROTTLES, take_lane
 from kombu_reliable.types import Delivery, Dependencies, Outgoing
 from kombu_reliable.urls import parse_url
 from tests.conftest import START
@@ -386,3 +387,15 @@ def test_stats_of_several_days_and_queues_are_told_apart(store: Store) -> None:
     both = one + other
     assert (both.queue, both.task, both.day) == ('q', None, None)
     assert (both.wait.mean, both.failed) == (2.0, 3)
+
+
+def test_a_throttled_job_waits_until_it_starts(bench: JobBench) -> None:
+    lane = take_lane({THROTTLES: [{'name': 't', 'concurrency': 1}]})
+    for number, id in enumerate(('=a', '=b'), 60):
+        bench.publish([Outgoing(id, 'q', 0, '0', b'm', lane=lane)], number)
+    [first] = bench.take()
+    bench.wait(4_000)
+    found = bench.store.overview(['q']).queues['q']
+    assert (found.counts.throttled, found.oldest) == (1, 4.0)
+    bench.settle(REQUEUE, first)
+    assert waited_since(bench.take()[0]) == (4_000, False), 'it has its place again'

@@ -17,7 +17,7 @@ __all__ = ('Overview', 'QueueFigures', 'overview')
 #: Queues that one call may look at.
 STEP = 100
 
-_FIELDS = 7
+_FIELDS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,8 +26,8 @@ class QueueFigures:
 
     Args:
         counts: its jobs, by state.
-        oldest: for how many seconds the job has waited that is ready and waits for longest; None
-            if none is ready.
+        oldest: for how many seconds the job has waited that is ready or throttled and waits for
+            longest; None if there is none.
     """
 
     counts: QueueCounts
@@ -76,6 +76,6 @@ def _call(store: Store, names: Sequence[str]) -> Call[list[int]]:
 
 
 def _figures(fields: Sequence[Any]) -> QueueFigures:
-    ready, delayed, waiting, leased, dead, paused, oldest = fields
-    counts = QueueCounts(ready, delayed, leased, dead, waiting, bool(paused))
+    ready, delayed, waiting, leased, dead, throttled, paused, oldest = fields
+    counts = QueueCounts(ready, delayed, leased, dead, waiting, bool(paused), throttled)
     return QueueFigures(counts, None if oldest < 0 else oldest / 1000)

@@ -21,6 +21,7 @@ from kombu_reliable.store.operations import Operations, message_of
 from kombu_reliable.store.overview import Overview, overview
 from kombu_reliable.store.presence import Presence
 from kombu_reliable.store.stats import StatsReader
+from kombu_reliable.store.throttles import Throttles
 from kombu_reliable.types import QueueCounts
 from kombu_reliable.wire import exchange
 
@@ -58,6 +59,11 @@ class Store:
         # Made anew: one that is kept would keep its store, and its connections, until the
         # garbage collector comes by.
         return Jobs(self)
+
+    @property
+    def throttles(self) -> Throttles:
+        """Looks at throttles and changes them."""
+        return Throttles(self)
 
     @property
     def stats(self) -> StatsReader:
@@ -194,10 +200,12 @@ class Store:
             if isinstance(reply, Exception) and 'WRONGTYPE' not in str(reply):
                 raise reply
         # Foreign data is nothing of ours to be counted.
-        ready, delayed, leased, dead, waiting = (
+        ready, delayed, leased, dead, waiting, throttled = (
             reply if isinstance(reply, int) else 0 for reply in replies
         )
-        return QueueCounts(ready, delayed, leased, dead, waiting, paused is True or paused == 1)
+        return QueueCounts(
+            ready, delayed, leased, dead, waiting, paused is True or paused == 1, throttled
+        )
 
     def purge(self, queue: str, progress: Callable[[int], None] | None = None) -> int:
         """Deletes everything that waits in a queue, ready and delayed.
@@ -315,5 +323,5 @@ def _spots(keys: Keys, queue: str) -> tuple[str, ...]:
     """Where the jobs of a queue are, in the order of :class:`QueueCounts`."""
     return (
         keys.ready(queue), keys.delayed(queue), keys.leased(queue), keys.dead(queue),
-        keys.waiting(queue),
+        keys.waiting(queue), keys.throttled(queue),
     )  # fmt: skip

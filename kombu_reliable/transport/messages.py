@@ -12,6 +12,7 @@ from kombu_reliable.errors import InvalidMessage
 from kombu_reliable.options import Options
 from kombu_reliable.store.info import JobInfo
 from kombu_reliable.transport.dependencies import take_dependencies
+from kombu_reliable.transport.throttles import take_lane
 from kombu_reliable.types import Delivery, Origin, Outgoing
 
 __all__ = ('NONCE', 'TOKEN_HEADER', 'envelope', 'open_envelope', 'open_job', 'outgoing', 'payload')
@@ -40,8 +41,8 @@ def outgoing(
     """Prepares a message for one queue.
 
     Raises:
-        InvalidMessage: its id, queue, priority, eta, ``x-delay`` or what it depends on makes no
-            sense.
+        InvalidMessage: its id, queue, priority, eta, ``x-delay``, throttles or what it depends
+            on makes no sense.
     """
     headers = dict(message['headers'])
     if 'depends_on' in message['properties']:
@@ -59,6 +60,7 @@ def outgoing(
     job = pack_id(identity)
     due = _take_due(headers)
     depends = take_dependencies(headers, job)
+    lane = take_lane(headers)
     sealed = envelope(message, headers, queue, exchange, routing_key)
     return Outgoing(
         id=job,
@@ -67,6 +69,7 @@ def outgoing(
         rank=options.rank(_priority(message['properties'].get('priority'))),
         due=due,
         depends=depends,
+        lane=lane,
         envelope=sealed if due == '0' else with_due(sealed, due),
     )
 

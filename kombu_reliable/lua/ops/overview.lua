@@ -2,8 +2,8 @@
 --
 -- ARGV  now | '', then the names of queues
 -- Reply now (ms), leases lost, settlements fenced, dead letters trimmed, ends untold; then per queue:
---       ready, delayed, waiting, leased, failed, 1 if it is paused, for how long the job has waited
---       that is ready and waits for longest (ms; -1: none)
+--       ready, delayed, waiting, leased, failed, throttled, 1 if it is paused, for how long the job
+--       has waited that is ready or throttled and waits for longest (ms; -1: none)
 -- Cost  O(log n) per queue, for each of its priorities; at most 100 queues a call
 -- @include clock
 -- @include layout
@@ -50,10 +50,10 @@ local function waits_since(id)
 end
 
 -- Inside a rank the first in line came first, or nearly so.
-local function oldest(queue)
+local function oldest(key)
   local since, least = now, '-inf'
   for _ = 1, RANKS do
-    local found = redis.pcall('ZRANGEBYSCORE', READY .. queue, least, '+inf', 'WITHSCORES',
+    local found = redis.pcall('ZRANGEBYSCORE', key, least, '+inf', 'WITHSCORES',
       'LIMIT', 0, 1)
     if not found[1] then
       break
@@ -66,12 +66,13 @@ end
 
 for i = 2, #ARGV do
   local queue = ARGV[i]
-  local ready = size(READY .. queue)
+  local ready, throttled = size(READY .. queue), size(THROTTLED .. queue)
   for _, count in ipairs({ready, size(DELAYED .. queue), size(WAITING .. queue),
-      size(LEASED .. queue), size(DEAD .. queue)}) do
+      size(LEASED .. queue), size(DEAD .. queue), throttled}) do
     reply[#reply + 1] = count
   end
   reply[#reply + 1] = redis.call('SISMEMBER', PAUSED, queue)
-  reply[#reply + 1] = ready > 0 and oldest(queue) or -1
+  reply[#reply + 1] = math.max(ready > 0 and oldest(READY .. queue) or -1,
+    throttled > 0 and oldest(THROTTLED .. queue) or -1)
 end
 return reply
