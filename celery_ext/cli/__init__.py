@@ -42,9 +42,11 @@ signals.import_modules.connect(_serve_in_flower, weak=False, dispatch_uid='celer
 #: Name of a command -> the file beside this one that has it, under the same name.
 COMMANDS: dict[str, str] = {
     'cancel': 'acting',
+    'doctor': 'doctor',
     'failed': 'failed',
     'jobs': 'jobs',
     'metrics': 'metrics',
+    'migrate': 'migrate',
     'move': 'acting',
     'pause': 'queues',
     'priority': 'acting',
