@@ -25,10 +25,13 @@ if TYPE_CHECKING:
     from celery_ext.job import Dependencies, Event, Failure, Job
     from celery_ext.jobs import Jobs, Page
     from celery_ext.queues import Queue, Queues
+    from celery_ext.stats import Statistics
     from celery_ext.tags import Tags, tagged
     from celery_ext.tracking import tracked
     from celery_ext.uniqueness import unique
+    from celery_ext.workers import Worker, Workers
     from kombu_reliable import (
+        Bar,
         DependencyCycle,
         DuplicateJob,
         Fenced,
@@ -37,6 +40,8 @@ if TYPE_CHECKING:
         InvalidArgument,
         QueueCounts,
         ReliableError,
+        Stats,
+        Summary,
         UnknownJob,
         UnknownQueue,
         WrongState,
@@ -44,6 +49,7 @@ if TYPE_CHECKING:
 
 _HOME = {
     'CurrentJob': 'celery_ext.current',
+    'Bar': 'kombu_reliable',
     'DeadLetters': 'celery_ext.dead',
     'Dependencies': 'celery_ext.job',
     'DependencyCycle': 'kombu_reliable',
@@ -75,8 +81,13 @@ _HOME = {
     'Subscription': 'celery_ext.events',
     'TagCount': 'kombu_reliable',
     'Tags': 'celery_ext.tags',
+    'Statistics': 'celery_ext.stats',
+    'Stats': 'kombu_reliable',
+    'Summary': 'kombu_reliable',
     'UnknownJob': 'kombu_reliable',
     'UnknownQueue': 'kombu_reliable',
+    'Worker': 'celery_ext.workers',
+    'Workers': 'celery_ext.workers',
     'WrongState': 'kombu_reliable',
     'expected': 'celery_ext.dependencies',
     'install': 'celery_ext.installation',
@@ -86,6 +97,7 @@ _HOME = {
 }
 
 __all__ = (
+    'Bar',
     'CurrentJob',
     'DeadLetters',
     'Dependencies',
@@ -115,11 +127,16 @@ __all__ = (
     'ReliableError',
     'Result',
     'Selection',
+    'Statistics',
+    'Stats',
     'Subscription',
+    'Summary',
     'TagCount',
     'Tags',
     'UnknownJob',
     'UnknownQueue',
+    'Worker',
+    'Workers',
     'WrongState',
     'expected',
     'install',

@@ -15,6 +15,7 @@ from celery_ext import (
     following,
     next_run,
     options,
+    recorder,
     request,
     starts,
     tracking,
@@ -26,7 +27,9 @@ from celery_ext.ends import ENDS
 from celery_ext.events import Events
 from celery_ext.jobs import Jobs
 from celery_ext.queues import Queues
+from celery_ext.stats import Statistics
 from celery_ext.tags import Tags
+from celery_ext.workers import Workers
 
 __all__ = ('Extension', 'install')
 
@@ -42,8 +45,10 @@ class Extension:
         >>> for job in ext.dead: print(job.failure)
     """
 
-    def __init__(self, app: Any) -> None:
+    def __init__(self, app: Any, counts: bool = True) -> None:
         self.app = app
+        #: Whether its workers count what becomes of tasks.
+        self.counts = counts
         #: The settings that were set because the user had left them open.
         self.defaults: dict[str, Any] = {}
         #: Tasks that had read the configuration before that.
@@ -53,6 +58,8 @@ class Extension:
         self.dead = DeadLetters(self)
         self.tags = Tags(self)
         self.events = Events(self)
+        self.stats = Statistics(self)
+        self.workers = Workers(self)
 
     @cached_property
     def store(self) -> kombu_reliable.Store:
@@ -75,7 +82,7 @@ class Extension:
         return f'<celery_ext for {self.app.main or "app"}>'
 
 
-def install(app: Any = None) -> Extension:
+def install(app: Any = None, *, stats: bool = True) -> Extension:
     """Installs the extension for an app; a second call returns what the first one made.
 
     Call it where the app is made, before its configuration is needed.  Nothing is read and
@@ -86,6 +93,7 @@ def install(app: Any = None) -> Extension:
 
     Args:
         app: the Celery app; the current one unless given.
+        stats: whether its workers count how long tasks wait and run, and how often they fail.
 
     Example:
         >>> app = Celery('shop')
@@ -98,13 +106,14 @@ def install(app: Any = None) -> Extension:
     known: Extension | None = app.__dict__.get('celery_ext')
     if known is not None:
         return known
-    extension = app.celery_ext = Extension(app)
+    extension = app.celery_ext = Extension(app, stats)
     kombu_reliable.register()
     bridge.connect()
     next_run.connect()
     starts.connect()
     following.connect()
     request.connect(app)
+    recorder.connect(app)
     options.connect()
     options.watch_app(app)
     tracking.connect()

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from datetime import date
 from typing import TYPE_CHECKING, Any
 
 from celery_ext.ends import ENDS
-from kombu_reliable import QueueCounts
+from kombu_reliable import QueueCounts, Stats
 
 if TYPE_CHECKING:
     from celery_ext.installation import Extension
@@ -81,6 +82,11 @@ class Queue:
         """
         chosen = states or ('ready', 'throttled', 'delayed', 'waiting')
         return int(self._store.purge(self.name, chosen, progress))
+
+    def stats(self, task: str | None = None, day: date | str | None = None, days: int = 1) -> Stats:
+        """How long its jobs waited and ran, and how often they failed: see
+        :class:`.Statistics`."""
+        return self._extension.stats(self.name, task, day, days)
 
     def __len__(self) -> int:
         """How many jobs wait in it to be started, now or later."""

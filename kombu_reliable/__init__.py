@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     from kombu_reliable.store import Store
     from kombu_reliable.store.events import Gap, JobEvent
     from kombu_reliable.store.info import Event, Failure, Group, JobInfo
+    from kombu_reliable.store.stats import Counting, Stats
+    from kombu_reliable.store.summary import Bar, Summary
     from kombu_reliable.store.tags import TagCount, check_tags
     from kombu_reliable.transport import Transport
     from kombu_reliable.transport.dependencies import take_dependencies
@@ -53,7 +55,9 @@ __version__ = '0.1.0'
 
 _HOME = {
     'AccessRefused': 'errors',
+    'Bar': 'store.summary',
     'ConnectionLost': 'errors',
+    'Counting': 'store.stats',
     'DependencyCycle': 'errors',
     'DuplicateJob': 'errors',
     'EmbeddedServerError': 'errors',
@@ -82,7 +86,9 @@ _HOME = {
     'Status': 'types',
     'unpack_id': 'envelope',
     'QueueCounts': 'types',
+    'Stats': 'store.stats',
     'Store': 'store',
+    'Summary': 'store.summary',
     'open_job': 'transport.messages',
     'open_store': 'transport.transport',
     'pack_id': 'envelope',
@@ -103,7 +109,9 @@ _HOME = {
 __all__ = (
     'TOKEN_HEADER',
     'AccessRefused',
+    'Bar',
     'ConnectionLost',
+    'Counting',
     'DependencyCycle',
     'DuplicateJob',
     'EmbeddedServerError',
@@ -126,8 +134,10 @@ __all__ = (
     'ReliableError',
     'ServerFull',
     'ServerURL',
+    'Stats',
     'Status',
     'Store',
+    'Summary',
     'TagCount',
     'Transport',
     'UnknownJob',

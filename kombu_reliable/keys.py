@@ -70,6 +70,10 @@ FAMILIES: dict[str, str] = {
     'TAGS': 'tags',
     'TRACKED': 'tracked',
     'EVENTS': 'ev',
+    'STATS': 'st:',
+    'COUNTED': 'std:',
+    'WORKERS': 'workers',
+    'ABOUT': 'about',
 }
 
 
@@ -269,3 +273,17 @@ class Keys:
     @property
     def events(self) -> str:
         return self._key('EVENTS')
+
+    def stats(self, day: int, pair: str) -> str:
+        return self._key('STATS', f'{day}:{pair}')
+
+    def counted(self, day: int) -> str:
+        return self._key('COUNTED', str(day))
+
+    @property
+    def workers(self) -> str:
+        return self._key('WORKERS')
+
+    @property
+    def about(self) -> str:
+        return self._key('ABOUT')

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
-from typing import Any
+from typing import Any, NamedTuple
 
 __all__ = (
     'Broadcast',
@@ -13,6 +13,7 @@ __all__ = (
     'Delivery',
     'Dependencies',
     'Marks',
+    'Origin',
     'Outgoing',
     'Policy',
     'QueueCounts',
@@ -213,13 +214,36 @@ class Broadcast:
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """A message that was leased.  ``deliveries`` counts this one, from 1."""
+    """A message that was leased.
+
+    Args:
+        queue: where it lives.
+        id: key of the job.
+        token: proves that the delivery is ours.
+        deliveries: counts this one, from 1.
+        envelope: the message.
+        published: when it was published, as its record says, in milliseconds.
+        since: since when it waits, if that is neither its publish nor its delay; see
+            ``lua/lib/since.lua``.
+    """
 
     queue: str
     id: str
     token: str
     deliveries: int
     envelope: bytes
+    published: bytes = field(default=b'', compare=False)
+    since: str = field(default='', compare=False)
+
+
+class Origin(NamedTuple):
+    """Where a delivered message comes from."""
+
+    queue: str
+    #: Since when it waited to be claimed, in seconds by the server's clock, if that is known.
+    ready_at: float | None
+    #: A worker had it before, and lost it.
+    lost: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,6 +257,7 @@ class Claimed:
         statuses: what became of the settlements that came with the claim.
         problem: why a queue could not be read; the others were served all the same.
         kept: what is left is only for those who can start it at once.
+        now: the server's time, in milliseconds.
     """
 
     deliveries: tuple[Delivery, ...]
@@ -241,6 +266,7 @@ class Claimed:
     statuses: tuple[Status, ...] = ()
     problem: str = ''
     kept: bool = False
+    now: int = 0
 
 
 @dataclass(frozen=True, slots=True)

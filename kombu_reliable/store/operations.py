@@ -53,6 +53,7 @@ SKIPPED = '!skip '
 DUPLICATE = '!raise '
 
 # How a record begins, see lua/lib/record.lua.
+_PUBLISHED = slice(4, 17)
 _QUEUE_LENGTH = slice(17, 21)
 _RECORD_HEAD = 21
 
@@ -90,6 +91,19 @@ def message_of(record: bytes) -> bytes:
         return record[_RECORD_HEAD + int(record[_QUEUE_LENGTH]) :]
     except ValueError:
         return record  # damaged: the other messages of the reply must not suffer
+
+
+def _delivery(
+    token: str, queue: str, id_: bytes, deliveries: int | bytes, record: bytes
+) -> Delivery:
+    since = ''
+    if not isinstance(deliveries, int):
+        count, _, text = deliveries.partition(b';')
+        deliveries, since = int(count), text.decode(errors='replace')
+    return Delivery(
+        queue=queue, id=id_.decode(errors='replace'), token=token, deliveries=deliveries,
+        envelope=message_of(record), published=record[_PUBLISHED], since=since,
+    )  # fmt: skip
 
 
 class Operations:
@@ -160,24 +174,19 @@ class Operations:
             idle: how many of the messages could start at once; throttled ones are leased for
                 those only.  None: all.
         """
-        first = 2 + len(settlements)
+        first = 3 + len(settlements)
 
         def decode(reply: Sequence[Any]) -> Claimed:
-            left, wake_in = reply[:2]
-            statuses, leased = reply[2:first], list(reply[first:])
+            left, wake_in, now = reply[:3]
+            statuses, leased = reply[3:first], list(reply[first:])
             problem = leased.pop().decode(errors='replace') if len(leased) % 4 else ''
             deliveries = tuple(
-                Delivery(
-                    queue=queues[leased[at] - 1],
-                    id=leased[at + 1].decode(errors='replace'),
-                    token=f'{token}.{number}',
-                    deliveries=int(leased[at + 2]),
-                    envelope=message_of(leased[at + 3]),
-                )
+                _delivery(f'{token}.{number}', queues[leased[at] - 1], *leased[at + 1 : at + 4])
                 for number, at in enumerate(range(0, len(leased), 4), 1)
             )
             due = None if wake_in < 0 else wake_in / 1e6
-            return Claimed(deliveries, left == 1, due, _statuses(statuses), problem, left == 2)
+            ended = _statuses(statuses)
+            return Claimed(deliveries, left == 1, due, ended, problem, left == 2, now)
 
         options, credit = self.options, min(credit, CLAIM_LIMIT)
         return self._call(

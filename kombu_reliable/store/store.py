@@ -19,6 +19,9 @@ from kombu_reliable.store.events import Events
 from kombu_reliable.store.job_operations import JobOperations
 from kombu_reliable.store.jobs import Jobs
 from kombu_reliable.store.operations import Operations, message_of
+from kombu_reliable.store.overview import Overview, overview
+from kombu_reliable.store.presence import Presence
+from kombu_reliable.store.stats import StatsReader
 from kombu_reliable.store.tags import Tags
 from kombu_reliable.store.throttles import Throttles
 from kombu_reliable.types import QueueCounts
@@ -73,6 +76,20 @@ class Store:
     def throttles(self) -> Throttles:
         """Looks at throttles and changes them."""
         return Throttles(self)
+
+    @property
+    def stats(self) -> StatsReader:
+        """Reads what workers have counted."""
+        return StatsReader(self)
+
+    @property
+    def presence(self) -> Presence:
+        """Which workers are there."""
+        return Presence(self)
+
+    def overview(self, queues: Sequence[str]) -> Overview:
+        """Counts of some queues, and the counters of the namespace."""
+        return overview(self, queues)
 
     def now(self) -> int:
         """The server's time, in milliseconds since the epoch."""

@@ -11,7 +11,7 @@ import celery_ext
 from celery_ext import unique
 from tests.support.app import app, note
 
-ext = celery_ext.install(app)
+ext = celery_ext.install(app, stats=os.environ.get('KR_STATS') != 'off')
 
 
 @app.task(bind=True)

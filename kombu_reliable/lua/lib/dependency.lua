@@ -3,6 +3,7 @@
 -- @include place
 -- @include ready
 -- @include record
+-- @include since
 -- @include wake
 -- Jobs that wait for others.
 --   WAITING     per queue: the jobs that wait, scored by when they are due
@@ -149,6 +150,8 @@ local function dependencies()
       alarm_by(queue, due)
     end
     redis.pcall('ZREM', WAITING .. queue, id)
+    redis.pcall('SETRANGE', JOB .. id, 0, 'x')
+    waits_since(id, math.max(due, now))
     if claimable then
       wake(queue)
     end

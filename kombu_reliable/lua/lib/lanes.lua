@@ -35,7 +35,7 @@ local function lanes()
   local ours, blocked = limits.ours, limits.blocked
   local wants, published = {}, {}
 
-  local function read(text)
+  local function decode(text)
     local known = wants[text]
     if known == nil then
       local fine, found = pcall(cjson.decode, text)
@@ -49,7 +49,7 @@ local function lanes()
   -- What a job wants, and as it says it; false if it is in no lane.
   local function wanted(id)
     local text = redis.pcall('HGET', EXTRA .. id, 'lane')
-    return type(text) == 'string' and read(text), text
+    return type(text) == 'string' and decode(text), text
   end
 
   local function parked_lanes(name, queue)
@@ -57,7 +57,7 @@ local function lanes()
   end
 
   -- Somebody has to look at a throttle at this time.
-  local function later(name, at)
+  local function look_at(name, at)
     redis.call('ZADD', THROTTLE_ALARMS, 'LT', at, name)
     alarm_by('', at)
   end
@@ -96,7 +96,7 @@ local function lanes()
         unpark(name, queue)
       end
     elseif reason ~= true then
-      later(name, reason)
+      look_at(name, reason)
       redis.call('ZADD', WAKE .. queues[1], 0, '1') -- somebody has to watch the clock for it
     end
   end
@@ -107,7 +107,7 @@ local function lanes()
     ours(PARKED .. name, 'ZADD', 'NX', now, queue)
     ours(TICKETS .. queue, 'ZREM', lane)
     if reason ~= true then
-      later(name, reason)
+      look_at(name, reason)
     end
   end
 
@@ -147,7 +147,7 @@ local function lanes()
 
   -- A job may start as soon as its throttles let it: it takes its place in its lane.  Returns
   -- whether a claim has to look at it.
-  local function enter(queue, id, at)
+  local function enter_lane(queue, id, at)
     local want, text = wanted(id)
     if not want then
       redis.call('ZADD', READY .. queue, at, id)
@@ -223,8 +223,8 @@ local function lanes()
   end
 
   -- Takes a job out of its lane; whether it was there.
-  local function leave(queue, id, want)
-    want = want or wanted(id)
+  local function leave_lane(queue, id)
+    local want = wanted(id)
     if not want then
       return false
     end
@@ -256,7 +256,7 @@ local function lanes()
   end
 
   -- A job gets another place in its lane.
-  local function replace(queue, id, at)
+  local function rearrange(queue, id, at)
     local want = wanted(id)
     if want then
       ours(LANE .. want.d .. queue, 'ZADD', 'XX', at, id)
@@ -284,7 +284,7 @@ local function lanes()
   -- Returns how many it has started, and whether the lane has kept its ticket.
   local function serve(queue, lane, at, most, before, deliver)
     local text = ours(LANE_INFO .. lane, 'HGET', 't')
-    local want = text and read(text)
+    local want = text and decode(text)
     if not want then
       -- Damage; the first job says who they are, if there is one.
       local first = ours(LANE .. lane, 'ZRANGE', 0, 0)[1]
@@ -296,11 +296,10 @@ local function lanes()
       end
       return 0, false
     end
-    local started, looked = 0, 0
-    while started < most and looked < 2 * most do
-      looked = looked + 1
+    local started = 0
+    for _ = 1, 2 * most do
       local id, place_of = unpack(ours(LANE .. lane, 'ZRANGE', 0, 0, 'WITHSCORES'))
-      local waits = id and started > 0
+      local waits = started == most or id and started > 0
         and (want.f or before and tonumber(place_of) > before or hand_over(want, queue, place_of))
       if not id or waits then
         break
@@ -331,9 +330,9 @@ local function lanes()
     return started, true
   end
 
-  local all = {arrange = arrange, enter = enter, forget_unused = forget_unused, free = free}
-  all.later, all.leave, all.limits, all.opened, all.ours = later, leave, limits, opened, ours
-  all.replace, all.serve, all.take, all.wanted = replace, serve, take, wanted
+  local all = {arrange = arrange, enter = enter_lane, forget_unused = forget_unused, free = free}
+  all.later, all.leave, all.limits, all.opened, all.ours = look_at, leave_lane, limits, opened, ours
+  all.rearrange, all.serve, all.take, all.wanted = rearrange, serve, take, wanted
   all.published = published
   made_lanes = all
   return all

@@ -10,6 +10,7 @@
 -- @include record
 -- @include releasing
 -- @include retention
+-- @include since
 -- @include wake
 -- What time does to a queue: delayed jobs become ready, expired leases are taken back,
 -- old dead letters and completed jobs go, some queues come to the end of their life.  Every step
@@ -53,6 +54,7 @@ local function take_back(queue, now)
     claimable = make_ready(queue, id, at, feat) or claimable
     -- Marks the job: whoever claims it looks for the owner only of one that is marked.
     note(id, now, 'lost', owners[i] and owner_worker(owners[i]))
+    waits_since(id, now, true)
     tell_features(feat, 'paused', queue, id, now, 'stalled')
   end
   redis.call('ZREM', LEASED .. queue, unpack(ids))

@@ -11,6 +11,7 @@
 -- @include history
 -- @include place
 -- @include ready
+-- @include since
 -- @include wake
 -- @include whereabouts
 -- @defer displacing: retake_key
@@ -41,6 +42,7 @@ local function replay(id, now)
   redis.pcall('HDEL', EXTRA .. id, 'n', 'once', 'unwanted', 'reason', 'failure', 'group', 'cause')
   note(id, now, 'replayed')
   tell_features(features_of(id), 'paused', queue, id, now, 'replayed')
+  waits_since(id, now)
   if claimable then
     arm(queue)
   end
