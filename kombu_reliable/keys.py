@@ -50,6 +50,10 @@ FAMILIES: dict[str, str] = {
     'NOTICED': 'noticed',
     'GROUP': 'fg:',
     'GROUPS': 'groups',
+    'SCHEDULE': 'sch:',
+    'SCHEDULES': 'schedules',
+    'SCHEDULED': 'sh:',
+    'DECLARERS': 'declarers',
 }
 
 
@@ -182,3 +186,17 @@ class Keys:
     @property
     def groups(self) -> str:
         return self._key('GROUPS')
+
+    def schedule(self, name: str) -> str:
+        return self._key('SCHEDULE', name)
+
+    @property
+    def schedules(self) -> str:
+        return self._key('SCHEDULES')
+
+    def scheduled(self, name: str) -> str:
+        return self._key('SCHEDULED', name)
+
+    @property
+    def declarers(self) -> str:
+        return self._key('DECLARERS')
