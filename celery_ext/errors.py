@@ -8,6 +8,8 @@ __all__ = (
     'ForeignBroker',
     'InertWarning',
     'InvalidDependency',
+    'InvalidSchedule',
+    'UnknownSchedule',
 )
 
 
@@ -17,6 +19,14 @@ class ForeignBroker(ReliableError):
 
 class InvalidDependency(ReliableError, ValueError):
     """Something in ``depends_on`` names no task, or the policy is unknown."""
+
+
+class InvalidSchedule(ReliableError, ValueError):
+    """A schedule that makes no sense, never fires, or cannot be kept as data."""
+
+
+class UnknownSchedule(ReliableError, LookupError):
+    """No schedule has this name."""
 
 
 class InertWarning(UserWarning):

@@ -37,7 +37,17 @@ if TYPE_CHECKING:
     from kombu_reliable.options import Options
     from kombu_reliable.store import Store
     from kombu_reliable.store.info import Event, Failure, Group, JobInfo
+    from kombu_reliable.store.schedules import (
+        AFTER_RUN,
+        Declaration,
+        Fired,
+        Firing,
+        ScheduleInfo,
+        ScheduleStore,
+        Timing,
+    )
     from kombu_reliable.transport import Transport
+    from kombu_reliable.transport.collecting import Collector, fire_schedule
     from kombu_reliable.transport.dependencies import take_dependencies
     from kombu_reliable.transport.keeper import finish_settling
     from kombu_reliable.transport.messages import TOKEN_HEADER, open_envelope, open_job
@@ -70,7 +80,16 @@ _HOME = {
     'Failure': 'store.info',
     'Group': 'store.info',
     'JobInfo': 'store.info',
+    'AFTER_RUN': 'store.schedules',
+    'Collector': 'transport.collecting',
+    'Declaration': 'store.schedules',
+    'Fired': 'store.schedules',
+    'Firing': 'store.schedules',
     'QueueCounts': 'types',
+    'ScheduleInfo': 'store.schedules',
+    'ScheduleStore': 'store.schedules',
+    'Timing': 'store.schedules',
+    'fire_schedule': 'transport.collecting',
     'Store': 'store',
     'open_job': 'transport.messages',
     'open_store': 'transport.transport',
@@ -88,14 +107,19 @@ _HOME = {
 }
 
 __all__ = (
+    'AFTER_RUN',
     'TOKEN_HEADER',
     'AccessRefused',
+    'Collector',
     'ConnectionLost',
+    'Declaration',
     'DependencyCycle',
     'EmbeddedServerError',
     'Event',
     'Failure',
     'Fenced',
+    'Fired',
+    'Firing',
     'Group',
     'HasDependents',
     'InvalidArgument',
@@ -108,9 +132,12 @@ __all__ = (
     'Options',
     'QueueCounts',
     'ReliableError',
+    'ScheduleInfo',
+    'ScheduleStore',
     'ServerFull',
     'ServerURL',
     'Store',
+    'Timing',
     'Transport',
     'UnknownJob',
     'UnknownQueue',
@@ -118,6 +145,7 @@ __all__ = (
     'Verdict',
     'WrongState',
     'finish_settling',
+    'fire_schedule',
     'open_envelope',
     'open_job',
     'open_store',

@@ -18,6 +18,7 @@ from kombu_reliable.store.dependencies import Edges
 from kombu_reliable.store.job_operations import JobOperations
 from kombu_reliable.store.jobs import Jobs
 from kombu_reliable.store.operations import Operations, message_of
+from kombu_reliable.store.schedules import ScheduleStore
 from kombu_reliable.types import QueueCounts
 from kombu_reliable.wire import exchange
 
@@ -55,6 +56,14 @@ class Store:
         # Made anew: one that is kept would keep its store, and its connections, until the
         # garbage collector comes by.
         return Jobs(self)
+
+    def schedules(self, ticks: str) -> ScheduleStore:
+        """Keeps schedules.
+
+        Args:
+            ticks: the queue in which those who fire them are woken.
+        """
+        return ScheduleStore(self, ticks)
 
     def now(self) -> int:
         """The server's time, in milliseconds since the epoch."""
