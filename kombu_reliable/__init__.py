@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from kombu_reliable.options import Options
     from kombu_reliable.store import Store
     from kombu_reliable.store.info import Event, Failure, Group, JobInfo
+    from kombu_reliable.store.limits import Limit
     from kombu_reliable.transport import Transport
     from kombu_reliable.transport.dependencies import take_dependencies
     from kombu_reliable.transport.keeper import finish_settling
@@ -70,6 +71,7 @@ _HOME = {
     'Failure': 'store.info',
     'Group': 'store.info',
     'JobInfo': 'store.info',
+    'Limit': 'store.limits',
     'QueueCounts': 'types',
     'Store': 'store',
     'open_job': 'transport.messages',
@@ -104,6 +106,7 @@ __all__ = (
     'InvalidURL',
     'JobInfo',
     'LayoutError',
+    'Limit',
     'NotConfirmed',
     'Options',
     'QueueCounts',
