@@ -21,11 +21,22 @@ if TYPE_CHECKING:
         ForeignBroker,
         InertWarning,
         InvalidDependency,
+        InvalidTemplate,
     )
+    from celery_ext.fairness import fair_by
     from celery_ext.installation import Extension, install
     from celery_ext.job import Dependencies, Event, Failure, Job
     from celery_ext.jobs import Jobs
     from celery_ext.queues import Queue, Queues
+    from celery_ext.throttles import (
+        Holder,
+        Throttle,
+        ThrottleControl,
+        ThrottleInfo,
+        Throttles,
+        Waiter,
+        throttled,
+    )
     from kombu_reliable import (
         DependencyCycle,
         HasDependents,
@@ -48,20 +59,29 @@ _HOME = {
     'ForeignBroker': 'celery_ext.errors',
     'Group': 'celery_ext.dead',
     'HasDependents': 'kombu_reliable',
+    'Holder': 'celery_ext.throttles',
     'InertWarning': 'celery_ext.errors',
     'InvalidArgument': 'kombu_reliable',
     'InvalidDependency': 'celery_ext.errors',
+    'InvalidTemplate': 'celery_ext.errors',
     'Job': 'celery_ext.job',
     'Jobs': 'celery_ext.jobs',
     'Queue': 'celery_ext.queues',
     'QueueCounts': 'kombu_reliable',
     'Queues': 'celery_ext.queues',
     'ReliableError': 'kombu_reliable',
+    'Throttle': 'celery_ext.throttles',
+    'ThrottleControl': 'celery_ext.throttles',
+    'ThrottleInfo': 'celery_ext.throttles',
+    'Throttles': 'celery_ext.throttles',
     'UnknownJob': 'kombu_reliable',
     'UnknownQueue': 'kombu_reliable',
+    'Waiter': 'celery_ext.throttles',
     'WrongState': 'kombu_reliable',
     'expected': 'celery_ext.dependencies',
+    'fair_by': 'celery_ext.fairness',
     'install': 'celery_ext.installation',
+    'throttled': 'celery_ext.throttles',
 }
 
 __all__ = (
@@ -75,20 +95,29 @@ __all__ = (
     'ForeignBroker',
     'Group',
     'HasDependents',
+    'Holder',
     'InertWarning',
     'InvalidArgument',
     'InvalidDependency',
+    'InvalidTemplate',
     'Job',
     'Jobs',
     'Queue',
     'QueueCounts',
     'Queues',
     'ReliableError',
+    'Throttle',
+    'ThrottleControl',
+    'ThrottleInfo',
+    'Throttles',
     'UnknownJob',
     'UnknownQueue',
+    'Waiter',
     'WrongState',
     'expected',
+    'fair_by',
     'install',
+    'throttled',
 )
 
 

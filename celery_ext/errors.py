@@ -9,6 +9,7 @@ __all__ = (
     'InertWarning',
     'InvalidDependency',
     'InvalidSchedule',
+    'InvalidTemplate',
     'UnknownSchedule',
 )
 
@@ -27,6 +28,10 @@ class InvalidSchedule(ReliableError, ValueError):
 
 class UnknownSchedule(ReliableError, LookupError):
     """No schedule has this name."""
+
+
+class InvalidTemplate(ReliableError, ValueError):
+    """A name such as ``'tenant:{tenant_id}'`` is wrong, or names what the call does not have."""
 
 
 class InertWarning(UserWarning):

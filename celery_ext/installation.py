@@ -12,14 +12,16 @@ from celery_ext import bridge, control, defaults, next_run, options, request
 from celery_ext.broker import require
 from celery_ext.dead import DeadLetters
 from celery_ext.ends import ENDS
+from celery_ext.fairness import Turns
 from celery_ext.jobs import Jobs
 from celery_ext.queues import Queues
+from celery_ext.throttles import Throttles
 
 __all__ = ('Extension', 'install')
 
 
 class Extension:
-    """What :func:`install` returns: the jobs, queues and dead letters of an app.
+    """What :func:`install` returns: the jobs, queues, dead letters, throttles ... of an app.
 
     Example:
         >>> ext = celery_ext.install(app)
@@ -38,6 +40,8 @@ class Extension:
         self.jobs = Jobs(self)
         self.queues = Queues(self)
         self.dead = DeadLetters(self)
+        self.throttles = Throttles(self)
+        self.turns = Turns(app)
 
     @cached_property
     def store(self) -> kombu_reliable.Store:

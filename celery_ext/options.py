@@ -1,6 +1,7 @@
 """The options of one call: ``apply_async(depends_on=..., dependency_policy=...)``.
 
-They become headers of the message, which any producer could set by hand.  All of Celery's ways to
+They become headers of the message, which any producer could set by hand; those of a feature
+(tags, throttles ...) are its own business, see :mod:`celery_ext.features`.  All of Celery's ways to
 publish a task end in ``app.send_task``, so that is where it is done: ``delay``, ``apply_async``,
 signatures, all canvas, callbacks, and custom task classes.
 """
@@ -14,16 +15,18 @@ from typing import Any
 from celery.app.task import Task
 from celery.canvas import Signature, _chain, _chord, group
 
+from celery_ext import features
 from celery_ext.broker import require, warn_inert
 from celery_ext.dependencies import normalize, normalize_policy
+from celery_ext.features import feature, inert_options, normalize_options
 
-__all__ = ('DEPENDS_ON', 'OPTIONS', 'POLICY', 'connect', 'watch_app')
+__all__ = ('DEPENDS_ON', 'OPTIONS', 'POLICY', 'connect', 'feature', 'watch_app')
 
 #: The headers, as the transport knows them.
 DEPENDS_ON = 'x-depends-on'
 POLICY = 'x-dependency-policy'
 
-#: The names of our options.
+#: The names of the options that are no feature's.
 OPTIONS = ('depends_on', 'dependency_policy')
 
 #: Where a task's options hold further signatures.
@@ -39,7 +42,9 @@ def watch_app(app: Any) -> None:
     @wraps(send_task)
     def send(name: str, args: Any = None, kwargs: Any = None, *rest: Any, **options: Any) -> Any:
         if 'depends_on' in options or 'dependency_policy' in options:
-            _translate(app, name, options)
+            _translate_dependencies(app, name, options)
+        app.celery_ext.turns.apply(name, args, kwargs, options)
+        features.translate(app, name, args, kwargs, options)
         for field in _NESTED:
             if options.get(field):
                 _prepare_nested(options[field], _done(options) if field == 'chord' else ())
@@ -52,8 +57,8 @@ def watch_app(app: Any) -> None:
     app.send_task = send
 
 
-def _translate(app: Any, name: str, options: dict[str, Any]) -> None:
-    """Moves our options to the headers."""
+def _translate_dependencies(app: Any, name: str, options: dict[str, Any]) -> None:
+    """Moves what is waited for to the headers."""
     wanted = normalize(options.pop('depends_on', None))
     policy = options.pop('dependency_policy', None)
     if policy is not None:
@@ -86,6 +91,7 @@ def _prepare_nested(nested: Any, done: Collection[str] = ()) -> None:
     """What is published later travels as text: results become ids."""
     for signature in _signatures(nested):
         own = signature['options']
+        normalize_options(own)
         if own.get('depends_on'):
             wanted = normalize(own['depends_on'])
             own['depends_on'] = [one for one in wanted if _id(one) not in done]
@@ -129,6 +135,7 @@ def _inert(apply: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(apply)
     def run_eagerly(self: Any, *args: Any, **options: Any) -> Any:
         given = [name for name in OPTIONS if options.pop(name, None) is not None]
+        given += inert_options(self, options)
         if given:
             warn_inert(self.app, 'on tasks that run eagerly', ' and '.join(given))
         return apply(self, *args, **options)
@@ -142,6 +149,7 @@ def _with_ids(method: Callable[..., Any]) -> Callable[..., Any]:
     def called(self: Any, *args: Any, **options: Any) -> Any:
         if options.get('depends_on') is not None:
             options['depends_on'] = normalize(options['depends_on'])
+        normalize_options(options)
         return method(self, *args, **options)
 
     return called

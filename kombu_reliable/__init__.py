@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from kombu_reliable.options import Options
     from kombu_reliable.store import Store
     from kombu_reliable.store.info import Event, Failure, Group, JobInfo
+    from kombu_reliable.store.limits import Limit
     from kombu_reliable.store.schedules import (
         AFTER_RUN,
         Declaration,
@@ -85,6 +86,7 @@ _HOME = {
     'Declaration': 'store.schedules',
     'Fired': 'store.schedules',
     'Firing': 'store.schedules',
+    'Limit': 'store.limits',
     'QueueCounts': 'types',
     'ScheduleInfo': 'store.schedules',
     'ScheduleStore': 'store.schedules',
@@ -128,6 +130,7 @@ __all__ = (
     'InvalidURL',
     'JobInfo',
     'LayoutError',
+    'Limit',
     'NotConfirmed',
     'Options',
     'QueueCounts',

@@ -27,6 +27,7 @@ COMMANDS: dict[str, str] = {
     'pause': 'queues',
     'queues': 'queues',
     'resume': 'queues',
+    'throttles': 'throttles',
 }
 
 

@@ -19,6 +19,7 @@ from kombu_reliable.store.job_operations import JobOperations
 from kombu_reliable.store.jobs import Jobs
 from kombu_reliable.store.operations import Operations, message_of
 from kombu_reliable.store.schedules import ScheduleStore
+from kombu_reliable.store.throttles import Throttles
 from kombu_reliable.types import QueueCounts
 from kombu_reliable.wire import exchange
 
@@ -64,6 +65,11 @@ class Store:
             ticks: the queue in which those who fire them are woken.
         """
         return ScheduleStore(self, ticks)
+
+    @property
+    def throttles(self) -> Throttles:
+        """Looks at throttles and changes them."""
+        return Throttles(self)
 
     def now(self) -> int:
         """The server's time, in milliseconds since the epoch."""
