@@ -21,13 +21,17 @@ if TYPE_CHECKING:
         ForeignBroker,
         InertWarning,
         InvalidDependency,
+        InvalidSchedule,
         InvalidTemplate,
+        UnknownSchedule,
     )
     from celery_ext.fairness import fair_by
     from celery_ext.installation import Extension, install
     from celery_ext.job import Dependencies, Event, Failure, Job
     from celery_ext.jobs import Jobs
     from celery_ext.queues import Queue, Queues
+    from celery_ext.recurring import recurring
+    from celery_ext.schedules import Run, Schedule, Schedules
     from celery_ext.throttles import (
         Holder,
         Throttle,
@@ -63,6 +67,7 @@ _HOME = {
     'InertWarning': 'celery_ext.errors',
     'InvalidArgument': 'kombu_reliable',
     'InvalidDependency': 'celery_ext.errors',
+    'InvalidSchedule': 'celery_ext.errors',
     'InvalidTemplate': 'celery_ext.errors',
     'Job': 'celery_ext.job',
     'Jobs': 'celery_ext.jobs',
@@ -70,17 +75,22 @@ _HOME = {
     'QueueCounts': 'kombu_reliable',
     'Queues': 'celery_ext.queues',
     'ReliableError': 'kombu_reliable',
+    'Run': 'celery_ext.schedules',
+    'Schedule': 'celery_ext.schedules',
+    'Schedules': 'celery_ext.schedules',
     'Throttle': 'celery_ext.throttles',
     'ThrottleControl': 'celery_ext.throttles',
     'ThrottleInfo': 'celery_ext.throttles',
     'Throttles': 'celery_ext.throttles',
     'UnknownJob': 'kombu_reliable',
     'UnknownQueue': 'kombu_reliable',
+    'UnknownSchedule': 'celery_ext.errors',
     'Waiter': 'celery_ext.throttles',
     'WrongState': 'kombu_reliable',
     'expected': 'celery_ext.dependencies',
     'fair_by': 'celery_ext.fairness',
     'install': 'celery_ext.installation',
+    'recurring': 'celery_ext.recurring',
     'throttled': 'celery_ext.throttles',
 }
 
@@ -99,6 +109,7 @@ __all__ = (
     'InertWarning',
     'InvalidArgument',
     'InvalidDependency',
+    'InvalidSchedule',
     'InvalidTemplate',
     'Job',
     'Jobs',
@@ -106,17 +117,22 @@ __all__ = (
     'QueueCounts',
     'Queues',
     'ReliableError',
+    'Run',
+    'Schedule',
+    'Schedules',
     'Throttle',
     'ThrottleControl',
     'ThrottleInfo',
     'Throttles',
     'UnknownJob',
     'UnknownQueue',
+    'UnknownSchedule',
     'Waiter',
     'WrongState',
     'expected',
     'fair_by',
     'install',
+    'recurring',
     'throttled',
 )
 

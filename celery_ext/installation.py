@@ -8,13 +8,14 @@ from typing import Any
 from celery import current_app
 
 import kombu_reliable
-from celery_ext import bridge, control, defaults, next_run, options, request
+from celery_ext import bridge, control, defaults, next_run, options, request, schedule_step
 from celery_ext.broker import require
 from celery_ext.dead import DeadLetters
 from celery_ext.ends import ENDS
 from celery_ext.fairness import Turns
 from celery_ext.jobs import Jobs
 from celery_ext.queues import Queues
+from celery_ext.schedules import Schedules
 from celery_ext.throttles import Throttles
 
 __all__ = ('Extension', 'install')
@@ -40,6 +41,7 @@ class Extension:
         self.jobs = Jobs(self)
         self.queues = Queues(self)
         self.dead = DeadLetters(self)
+        self.schedules = Schedules(self)
         self.throttles = Throttles(self)
         self.turns = Turns(app)
 
@@ -88,6 +90,7 @@ def install(app: Any = None) -> Extension:
     bridge.connect()
     next_run.connect()
     request.connect(app)
+    schedule_step.connect(app)
     options.connect()
     options.watch_app(app)
     control.connect()

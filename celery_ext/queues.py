@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from celery_ext.ends import ENDS
+from celery_ext.ticks import TICKS
 from kombu_reliable import QueueCounts
 
 if TYPE_CHECKING:
@@ -134,9 +135,11 @@ class Queues:
         return (self[name] for name in self.names())
 
     def names(self) -> list[str]:
-        """The names of the queues that were declared or hold something.  The one in which
-        workers are told of ends that none of them has seen is left out."""
-        return [name for name in self._extension.store.jobs.queues() if name != ENDS]
+        """The names of the queues that were declared or hold something.  Those in
+        which workers are told of ends that none of them has seen, and of schedules that are due,
+        are left out."""
+        own = (ENDS, TICKS)
+        return [name for name in self._extension.store.jobs.queues() if name not in own]
 
     def paused(self) -> list[str]:
         """The names of those that are paused."""
