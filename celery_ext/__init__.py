@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from celery_ext.dead import DeadLetters, Group
+    from celery_ext.declaring import recurring
     from celery_ext.dependencies import expected
     from celery_ext.ends import DependencyFailed
     from celery_ext.errors import (
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     from celery_ext.job import Dependencies, Event, Failure, Job
     from celery_ext.jobs import Jobs
     from celery_ext.queues import Queue, Queues
-    from celery_ext.recurring import recurring
     from celery_ext.schedules import Run, Schedule, Schedules
     from celery_ext.throttles import (
         Holder,
@@ -90,7 +90,7 @@ _HOME = {
     'expected': 'celery_ext.dependencies',
     'fair_by': 'celery_ext.fairness',
     'install': 'celery_ext.installation',
-    'recurring': 'celery_ext.recurring',
+    'recurring': 'celery_ext.declaring',
     'throttled': 'celery_ext.throttles',
 }
 

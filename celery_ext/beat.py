@@ -11,8 +11,8 @@ import celery.beat
 from kombu.exceptions import OperationalError
 
 from celery_ext.broker import require, speaks_ours
+from celery_ext.declaring import declared_schedules
 from celery_ext.firing import Firer
-from celery_ext.recurring import declared_schedules
 from celery_ext.schedule_step import STAY, name_in, tick_consumer
 
 __all__ = ('Scheduler',)

@@ -15,9 +15,9 @@ from celery import bootsteps
 from celery.utils.log import get_logger
 from kombu import Consumer, Queue
 
+from celery_ext.declaring import declared_schedules
 from celery_ext.failures import describe
 from celery_ext.firing import Firer
-from celery_ext.recurring import declared_schedules
 from celery_ext.ticks import TICKS
 from kombu_reliable import Verdict
 

@@ -169,7 +169,7 @@ class Schedule:
         """Has it run once more, now.  Its occurrences stay as they are.
 
         Raises:
-            WrongState: the last run has not ended, and two must not overlap; or the queue is paused.
+            WrongState: the last run has not ended, and two must not overlap; or its queue pauses.
         """
         for _ in range(TRIES):
             extension = self._extension
