@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     from kombu_reliable.transport.collecting import Collector, fire_schedule
     from kombu_reliable.transport.dependencies import take_dependencies
     from kombu_reliable.transport.keeper import finish_settling
-    from kombu_reliable.transport.messages import TOKEN_HEADER, open_envelope, open_job
+    from kombu_reliable.transport.messages import TOKEN_HEADER, open_envelope, open_job, outgoing
     from kombu_reliable.transport.transport import open_store
     from kombu_reliable.types import QueueCounts, Verdict
     from kombu_reliable.urls import ServerURL, parse_url
@@ -103,6 +103,7 @@ _HOME = {
     'Transport': 'transport',
     'TOKEN_HEADER': 'transport.messages',
     'open_envelope': 'transport.messages',
+    'outgoing': 'transport.messages',
     'Verdict': 'types',
     'ServerURL': 'urls',
     'parse_url': 'urls',
@@ -152,6 +153,7 @@ __all__ = (
     'open_envelope',
     'open_job',
     'open_store',
+    'outgoing',
     'pack_id',
     'parse_url',
     'register',

@@ -24,9 +24,18 @@ next_run.connect()
 
 #: Name of a command -> the file beside this one that has it, under the same name.
 COMMANDS: dict[str, str] = {
+    'cancel': 'acting',
+    'failed': 'failed',
+    'jobs': 'jobs',
+    'migrate': 'migrate',
+    'move': 'acting',
     'pause': 'queues',
+    'priority': 'acting',
     'queues': 'queues',
     'resume': 'queues',
+    'retry': 'acting',
+    'schedules': 'schedules',
+    'status': 'status',
     'throttles': 'throttles',
 }
 
