@@ -62,6 +62,8 @@ def encode_when(
 
 
 def _encode(when: Any, app: Any, zone: str | None, offset: Any, relative: bool) -> dict[str, Any]:
+    if zone is not None:
+        _zone(zone)
     if isinstance(when, str):
         when = _from_text(when)
     if isinstance(when, schedule):
