@@ -16,6 +16,8 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from celery.canvas import Signature
+from kombu import Queue
+from kombu.common import Broadcast
 from kombu.utils.json import dumps, loads
 
 from celery_ext import features
@@ -194,9 +196,11 @@ def define(
         task = task.task
     try:
         when = encode_when(every, app, zone=zone, offset=offset, relative=relative)
+        args, kwargs, task = _args(args), _kwargs(kwargs), _task_name(task)
         definition = Definition(
-            name=name, task=_task_name(task), when=when, args=_args(args), kwargs=_kwargs(kwargs),
-            options=_options(options), overlap=bool(overlap), after_end=_after(after),
+            name=name, task=task, when=when, args=args, kwargs=kwargs,
+            options=_routed(app, task, args, kwargs, _options(options)),
+            overlap=bool(overlap), after_end=_after(after),
             backlog=_whole('backlog', backlog, 0, LARGEST_BACKLOG), jitter=_jitter(jitter),
             start=_moment(start, app), end=_moment(end, app),
             max_runs=None if max_runs is None else _whole('max_runs', max_runs, 1, 2**52),
@@ -243,6 +247,24 @@ def _options(options: Mapping[str, Any]) -> dict[str, Any]:
     if 'depends_on' in kept:
         kept['depends_on'] = normalize(kept['depends_on'])
     return kept
+
+
+def _routed(app: Any, name: str, args: Any, kwargs: Any, options: dict[str, Any]) -> dict[str, Any]:
+    """The options of a call with what the task and the routes of this app add to them: who fires
+    may be a worker that knows neither."""
+    task = app._tasks.get(name) if isinstance(app._tasks, dict) else None
+    if task is not None:
+        own = task._get_exec_options()
+        options = {**{key: value for key, value in own.items() if value is not None}, **options}
+    if options.keys() & {'queue', 'exchange', 'routing_key'}:
+        return options
+    try:
+        queue = app.amqp.router.route({}, name, args, kwargs, task).get('queue')
+    except Exception as error:
+        raise InvalidSchedule(f'task {name} cannot be routed: {error!r}') from None
+    if isinstance(queue, Queue) and not isinstance(queue, Broadcast):
+        return {**options, 'queue': queue.name}
+    return options
 
 
 def _after(after: Any) -> bool:

@@ -224,8 +224,22 @@ def test_one_bad_declaration_costs_the_others_nothing(
     assert set(found) == {'good', 'added', 'twice', 'nightly', 'celery.backend_cleanup'}
     assert 'bad' in caplog.text and 'never' in caplog.text and 'give them names' in caplog.text
     assert (found['good'].args, found['good'].backlog) == ((1,), 2)
-    assert found['added'].options == {'expires': 10}
-    assert (found['nightly'].options, found['nightly'].task) == ({'queue': 'slow'}, 'twice')
+    assert found['added'].options == {'expires': 10, 'queue': 'celery'}
+    assert (found['nightly'].options['queue'], found['nightly'].task) == ('slow', 'twice')
+
+
+def test_who_fires_need_not_know_where_to(app: Celery) -> None:
+    """A worker of another version, or of another app, may fire it."""
+
+    @app.task(name='slow', priority=7)
+    def slow() -> None: ...
+
+    app.conf.task_routes = {'routed.*': {'queue': 'there'}}
+    app.finalize()
+    assert define(app, 'a', 'routed.x', 5).options == {'queue': 'there'}
+    assert define(app, 'a', 'routed.x', 5, queue='here').options == {'queue': 'here'}
+    options = define(app, 'a', slow, 5).options
+    assert (options['queue'], options['priority']) == ('celery', 7)
 
 
 def test_who_declares_the_same_says_the_same(app: Celery) -> None:
