@@ -179,6 +179,8 @@ class Schedule:
                 return extension.app.AsyncResult(task_id)
             if fired.outcome == 'overlap':
                 raise WrongState(f'the last run of {self.name!r} has not ended', 'overlap')
+            if fired.outcome == 'refused':
+                raise WrongState(f'what {self.name!r} publishes was refused', 'refused')
             if fired.outcome == 'paused':
                 raise WrongState(f'the queue to which {self.name!r} publishes is paused', 'paused')
         raise self._busy()

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from celery import Celery
-from kombu import Connection
+from kombu import Connection, Producer
 
 from celery_ext.definition import define
 from celery_ext.firing import Firer
@@ -480,6 +480,16 @@ def test_what_cannot_be_published_is_noted_and_goes_on(world: World) -> None:
     history = world.schedules.history('a')
     assert [line['event'] for _, line in history] == ['error', 'error']
     assert 'high' in history[0][1]['detail']
+
+
+def test_a_publish_that_is_refused_is_noted_and_goes_on(world: World) -> None:
+    world.create(
+        'a', headers={'x-depends-on': ['fixed']}, task_id='fixed'
+    )  # it would wait for itself
+    world.run_until(START + 2 * MINUTE)
+    history = world.schedules.history('a')
+    assert [line['event'] for _, line in history] == ['skipped', 'skipped']
+    assert history[0][1]['detail'] == '!cycle'
 
 
 def test_nothing_is_left_of_what_was_deleted(world: World) -> None:

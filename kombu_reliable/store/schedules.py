@@ -119,7 +119,7 @@ class Fired:
 
     Args:
         outcome: ``fired``, ``late`` (somebody else did, or it was changed), ``early``, ``overlap``,
-            ``paused``, ``orphaned``, ``idle``.
+            ``paused``, ``refused``, ``orphaned``, ``idle``.
         keys: of the jobs that were stored.
     """
 

@@ -12,6 +12,7 @@
 --       overlap   the last run has not ended
 --       paused    so is the queue of one of the messages
 --       orphaned  nobody declares it any more
+--       refused   the publish was, as one whose unique key another job has
 --       idle      there was nothing to publish
 --       and the keys of what was stored
 -- Cost  that of publish_featured
@@ -21,6 +22,7 @@
 -- @include room
 -- @include schedule
 local MESSAGE = 6
+local REFUSAL = string.byte('!')
 local queue, name, revision, at, set = unpack(ARGV, 2, 6)
 local life, next_at, next_due = tonumber(ARGV[7]), ARGV[8], ARGV[9]
 local runs, lines = tonumber(ARGV[10]), tonumber(ARGV[11])
@@ -88,14 +90,24 @@ elseif published and any_paused() then
   outcome = 'paused'
 end
 
-local keys = {}
+local keys, refusal = {}, ''
 if outcome == 'fired' then
   -- First of all: a full server must refuse before anything was changed.
   local reply = publish_featured(messages())
-  keys = type(reply) == 'table' and reply or {reply}
-  redis.call('HSET', key, 'run', cjson.encode(keys), 'fired', now)
-  if not asked then
-    redis.call('HSET', key, 'last', at, 'count', (tonumber(found[10]) or 0) + runs)
+  for _, answer in ipairs(type(reply) == 'table' and reply or {reply}) do
+    if string.byte(answer) == REFUSAL then
+      refusal = answer
+    else
+      keys[#keys + 1] = answer
+    end
+  end
+  if #keys == 0 then
+    outcome = 'refused'
+  else
+    redis.call('HSET', key, 'run', cjson.encode(keys), 'fired', now)
+    if not asked then
+      redis.call('HSET', key, 'last', at, 'count', (tonumber(found[10]) or 0) + runs)
+    end
   end
 else
   enter_full_server()
@@ -106,12 +118,13 @@ if outcome == 'orphaned' then
   remember_run(name, now, '{"event":"orphaned"}')
   return {outcome}
 end
-if outcome == 'overlap' or outcome == 'paused' then
+if outcome == 'overlap' or outcome == 'paused' or outcome == 'refused' then
   if asked then
     return {outcome}
   end
   if at ~= 'end' then
-    remember_run(name, now, '{"event":"skipped","detail":"' .. outcome .. '","at":' .. at .. '}')
+    local why = outcome == 'refused' and refusal or outcome
+    remember_run(name, now, cjson.encode({event = 'skipped', detail = why, at = tonumber(at)}))
   end
 else
   for i = FIRST_LINE, LANE - 1 do
