@@ -483,9 +483,10 @@ def test_what_cannot_be_published_is_noted_and_goes_on(world: World) -> None:
 
 
 def test_a_publish_that_is_refused_is_noted_and_goes_on(world: World) -> None:
-    world.create(
-        'a', headers={'x-depends-on': ['fixed']}, task_id='fixed'
-    )  # it would wait for itself
+    waits = {'id': 'other', 'task': 'run', 'x-depends-on': [{'id': 'fixed', 'expected': 9_999}]}
+    Producer(world.channel).publish('', routing_key='celery', headers=waits)
+    # It would wait for what waits for it.
+    world.create('a', headers={'x-depends-on': ['other']}, task_id='fixed')
     world.run_until(START + 2 * MINUTE)
     history = world.schedules.history('a')
     assert [line['event'] for _, line in history] == ['skipped', 'skipped']
@@ -494,13 +495,13 @@ def test_a_publish_that_is_refused_is_noted_and_goes_on(world: World) -> None:
 
 def test_nothing_is_left_of_what_was_deleted(world: World) -> None:
     client: Any = world.store.client
-    before = {key for key in client.keys() if b':b:' not in key}
+    before = {key for key in client.scan_iter() if b':b:' not in key}
     world.create('a', after='end')
     world.run_until(START + MINUTE)
     world.schedules.delete('a')
     world.finish()
     assert world.turn() == []
-    left = {key.decode() for key in client.keys()} - {key.decode() for key in before}
+    left = {key.decode() for key in client.scan_iter()} - {key.decode() for key in before}
     kept = {'meta', 'pub', 'queues', 'alarm', 'w:celery', f'w:{TICKS}', 'b:celery'}
     assert {name.partition('}:')[2] for name in left} <= kept
 
