@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from celery import current_app
 
@@ -15,8 +15,10 @@ from celery_ext.ends import ENDS
 from celery_ext.fairness import Turns
 from celery_ext.jobs import Jobs
 from celery_ext.queues import Queues
-from celery_ext.schedules import Schedules
 from celery_ext.throttles import Throttles
+
+if TYPE_CHECKING:
+    from celery_ext.schedules import Schedules
 
 __all__ = ('Extension', 'install')
 
@@ -41,9 +43,15 @@ class Extension:
         self.jobs = Jobs(self)
         self.queues = Queues(self)
         self.dead = DeadLetters(self)
-        self.schedules = Schedules(self)
         self.throttles = Throttles(self)
         self.turns = Turns(app)
+
+    @cached_property
+    def schedules(self) -> Schedules:
+        """What fires when."""
+        from celery_ext.schedules import Schedules
+
+        return Schedules(self)
 
     @cached_property
     def store(self) -> kombu_reliable.Store:

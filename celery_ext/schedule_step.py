@@ -7,7 +7,7 @@ millisecond, by one worker, and by another one if that dies.  Nobody looks for d
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from billiard.einfo import ExceptionInfo
@@ -15,11 +15,12 @@ from celery import bootsteps
 from celery.utils.log import get_logger
 from kombu import Consumer, Queue
 
-from celery_ext.declaring import declared_schedules
 from celery_ext.failures import describe
-from celery_ext.firing import Firer
 from celery_ext.ticks import TICKS
 from kombu_reliable import Verdict
+
+if TYPE_CHECKING:
+    from celery_ext.firing import Firer
 
 __all__ = ('FireSchedules', 'connect', 'tick_consumer')
 
@@ -57,6 +58,10 @@ class FireSchedules(bootsteps.StartStopStep):
         """Declares what the code declares, and begins to consume."""
         if parent.connection.transport.driver_name != 'kombu_reliable':
             return
+        # Every program that installs the extension loads this file; workers alone need these.
+        from celery_ext.declaring import declared_schedules
+        from celery_ext.firing import Firer
+
         self.channel = parent.connection.channel()
         self.firer = Firer(
             parent.app, self.channel.store, self.channel, declared_schedules(parent.app)

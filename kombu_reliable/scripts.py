@@ -124,11 +124,11 @@ def _deferred(text: str, done: set[str], declared: list[str]) -> Iterator[str]:
         yield 'end\n'
 
 
-def _embedded(operation: str, open_: tuple[str, ...]) -> Iterator[str]:
+def _embedded(operation: str) -> Iterator[str]:
     """Other operations as functions; each brings along all that it uses."""
     for name in _EMBED.findall(operation):
-        if name in open_:
-            raise ReliableError(f'lua operations embed each other: {" -> ".join((*open_, name))}')
+        if _EMBED.search(_read('ops', name)):
+            raise ReliableError(f'lua operation {name} embeds another one, and cannot be embedded')
         yield f'local function {name}(ARGV)\n{script(name).text}\nend\n'
 
 
@@ -156,7 +156,7 @@ def script(name: str) -> Script:
         f'local PREFIX = string.sub(META, 1, -{len(FAMILIES["META"]) + 1})\n'
         f'{_declarations(declared)}'
         f'{"".join(f"local {exported}{chr(10)}" for _, exported in deferred)}'
-        f'{"".join(_embedded(operation, (name,)))}{body}{later}{operation}'
+        f'{"".join(_embedded(operation))}{body}{later}{operation}'
     )
     return Script(name, text, hashlib.sha1(text.encode()).hexdigest())
 
