@@ -113,8 +113,9 @@ class Firer:
         self.channel = channel
         self.declared = dict(declared or {})
         digests = sorted(f'{name}:{one.digest}' for name, one in self.declared.items())
+        whole = hashlib.sha1('\n'.join(digests).encode()).hexdigest()
         #: Stands for all that this code declares; the same in all programs that run it.
-        self.declarer = hashlib.sha1('\n'.join(digests).encode()).hexdigest()[:12]
+        self.declarer = whole[:12] if digests else ''
         self._living = ''
 
     # -- what code declares ------------------------------------------------------
@@ -125,14 +126,20 @@ class Firer:
             return
         now = self.schedules.now()
         declarations = [one.declaration(now) for one in self.declared.values()]
-        self._living, words = self.schedules.declare(self.declarer, declarations)
+        living, words = self.schedules.declare(self.declarer, declarations)
+        self._living = living.removeprefix('!')
         for declaration, word in zip(declarations, words, strict=True):
             if word in ('new', 'changed', 'mended'):
                 logger.info('schedule %s is %s: %s', declaration.name, word, declaration.when)
+            elif word == 'older':
+                logger.warning(
+                    'schedule %s: code that was seen later declares it otherwise, and that applies',
+                    declaration.name,
+                )
 
     def stay(self) -> None:
-        """Says that this program is still there.  If others came or went, what they declared may
-        apply now, or what this one does."""
+        """Says that this program is still there.  If others came or went, or this one was believed
+        to be gone, what applies may be another declaration than before."""
         if self.declared:
             living, _ = self.schedules.declare(self.declarer)
             if living != self._living:

@@ -460,6 +460,26 @@ def test_programs_with_other_schedules_leave_them_alone(world: World) -> None:
     assert world.published() == 40
 
 
+def test_a_program_that_was_busy_for_long_is_heard_again(world: World) -> None:
+    """Its only worker ran a task in its main process, and could not say that it lived."""
+    one, other = world.firer(a={'every': 60}), world.firer(b={'every': 60})
+    one.declare()
+    other.declare()
+    for _ in range(10):
+        world.now += MINUTE
+        other.stay()
+        world.turn(other)
+    a = world.schedules.get('a')
+    assert a is not None and a.orphaned
+    one.stay()
+    a = world.schedules.get('a')
+    assert a is not None and not a.orphaned
+    # Also if the server has lost everything.
+    world.store.client.flushdb()
+    one.stay()
+    assert world.schedules.names() == ['a']
+
+
 def test_a_lost_tick_is_put_back(world: World) -> None:
     firer = world.firer(a={'every': 60})
     words(firer, world)

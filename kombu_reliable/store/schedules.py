@@ -266,7 +266,8 @@ class ScheduleStore:
             declarations: some or all of them.
 
         Returns:
-            A text that changes when declarers come or go, and a word for each declaration.
+            The declarers that live, as a text, behind a ``!`` if this one was not among them; and
+            a word for each declaration.
         """
         flat = [_flat(one) for one in declarations]
         living, words = '', []

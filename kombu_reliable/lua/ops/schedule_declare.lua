@@ -6,7 +6,7 @@
 -- ARGV  now | '', queue of ticks, the set of declarations ('' if nobody stays for it),
 --       how long it counts as living (ms),
 --       then per schedule: name, digest, when, spec, rules, at, due
--- Reply the living sets, one string, then a word per schedule: new, changed, same, older (a newer
+-- Reply the living sets, one string, behind a '!' if this one was not among them; then a word per schedule: new, changed, same, older (a newer
 --       one applies), mended (nobody declared it for a while)
 -- Cost  O(log n) per schedule; at most 50 a call
 -- @include clock
@@ -20,10 +20,8 @@ if foreign(version) then
 end
 pausing = paused
 local now = clock()
-if set ~= '' then
-  redis.call('ZADD', DECLARERS, now, set)
-end
 redis.call('ZREMRANGEBYSCORE', DECLARERS, '-inf', now - life)
+local back = set ~= '' and redis.call('ZADD', DECLARERS, now, set) == 1
 local living, sets = {}, redis.call('ZRANGE', DECLARERS, 0, 99)
 for _, one in ipairs(sets) do
   living[one] = true
@@ -84,7 +82,7 @@ local function declare(name, digest, when, spec, rules, at, due)
   return revision and not deleted and 'changed' or 'new'
 end
 
-local reply = {table.concat(sets, ' ')}
+local reply = {(back and '!' or '') .. table.concat(sets, ' ')}
 for i = FIRST, #ARGV, STRIDE do
   reply[#reply + 1] = declare(unpack(ARGV, i, i + STRIDE - 1))
 end

@@ -79,7 +79,7 @@ end
 local rules = found[6] and cjson.decode(found[6]) or {}
 local published = #ARGV >= FIRST_MESSAGE
 local outcome = published and 'fired' or 'idle'
-if not asked and set ~= '' and redis.call('ZSCORE', DECLARERS, set) then
+if not asked and set ~= '' then
   redis.call('ZADD', DECLARERS, now, set)
 end
 if not asked and not is_declared() then
