@@ -21,7 +21,7 @@ from celery_ext.firing import plan
 from celery_ext.timetable import Timetable, encode_when, timetable
 
 #: How often a beat looks, in the comparison below.
-LOOK = timedelta(seconds=60)
+LOOK = timedelta(minutes=5)
 
 
 @pytest.fixture

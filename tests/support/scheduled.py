@@ -14,7 +14,7 @@ from typing import Any
 from celery import Task
 
 import celery_ext
-from tests.support.app import app, append, note
+from tests.support.app import app, note
 
 ext = celery_ext.install(app)
 
@@ -27,13 +27,13 @@ def tick(self: Task, value: Any = None) -> Any:
 
 
 @app.task(bind=True)
-def dawdle(self: Task, least: float, most: float) -> None:
+def dawdle(self: Task, least: float, most: float, value: Any = None) -> None:
     """A run of random length."""
-    note(self, 'began')
+    note(self, 'began', value=value)
     end = time.monotonic() + random.uniform(least, most)
     while time.monotonic() < end:
         time.sleep(0.01)
-    note(self, 'done')
+    note(self, 'done', value=value)
 
 
 #: ``{"name": {"task": ..., "every": ..., ...}}``
@@ -48,5 +48,3 @@ for name, settings in DECLARED.items():
     app.task(bind=True, name=f'tests.support.scheduled.{name}')(
         celery_ext.recurring(name=name, **settings)(function)
     )
-
-_ = append
