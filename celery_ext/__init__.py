@@ -17,16 +17,35 @@ if TYPE_CHECKING:
     from celery_ext.bulk import Result, Selection
     from celery_ext.current import CurrentJob
     from celery_ext.dead import DeadLetters, Group
+    from celery_ext.declaring import recurring
     from celery_ext.dependencies import expected
     from celery_ext.ends import DependencyFailed
-    from celery_ext.errors import ForeignBroker, InertWarning, InvalidDependency, InvalidTemplate
+    from celery_ext.errors import (
+        ForeignBroker,
+        InertWarning,
+        InvalidDependency,
+        InvalidSchedule,
+        InvalidTemplate,
+        UnknownSchedule,
+    )
     from celery_ext.events import Events, JobEvent, Subscription
+    from celery_ext.fairness import fair_by
     from celery_ext.installation import Extension, install
     from celery_ext.job import Dependencies, Event, Failure, Job
     from celery_ext.jobs import Jobs, Page
     from celery_ext.queues import Queue, Queues
+    from celery_ext.schedules import Run, Schedule, Schedules
     from celery_ext.stats import Statistics
     from celery_ext.tags import Tags, tagged
+    from celery_ext.throttles import (
+        Holder,
+        Throttle,
+        ThrottleControl,
+        ThrottleInfo,
+        Throttles,
+        Waiter,
+        throttled,
+    )
     from celery_ext.tracking import tracked
     from celery_ext.uniqueness import unique
     from celery_ext.workers import Worker, Workers
@@ -48,8 +67,8 @@ if TYPE_CHECKING:
     )
 
 _HOME = {
-    'CurrentJob': 'celery_ext.current',
     'Bar': 'kombu_reliable',
+    'CurrentJob': 'celery_ext.current',
     'DeadLetters': 'celery_ext.dead',
     'Dependencies': 'celery_ext.job',
     'DependencyCycle': 'kombu_reliable',
@@ -64,9 +83,11 @@ _HOME = {
     'Gap': 'kombu_reliable',
     'Group': 'celery_ext.dead',
     'HasDependents': 'kombu_reliable',
+    'Holder': 'celery_ext.throttles',
     'InertWarning': 'celery_ext.errors',
     'InvalidArgument': 'kombu_reliable',
     'InvalidDependency': 'celery_ext.errors',
+    'InvalidSchedule': 'celery_ext.errors',
     'InvalidTemplate': 'celery_ext.errors',
     'Job': 'celery_ext.job',
     'JobEvent': 'celery_ext.events',
@@ -77,21 +98,33 @@ _HOME = {
     'Queues': 'celery_ext.queues',
     'ReliableError': 'kombu_reliable',
     'Result': 'celery_ext.bulk',
+    'Run': 'celery_ext.schedules',
+    'Schedule': 'celery_ext.schedules',
+    'Schedules': 'celery_ext.schedules',
     'Selection': 'celery_ext.bulk',
-    'Subscription': 'celery_ext.events',
-    'TagCount': 'kombu_reliable',
-    'Tags': 'celery_ext.tags',
     'Statistics': 'celery_ext.stats',
     'Stats': 'kombu_reliable',
+    'Subscription': 'celery_ext.events',
     'Summary': 'kombu_reliable',
+    'TagCount': 'kombu_reliable',
+    'Tags': 'celery_ext.tags',
+    'Throttle': 'celery_ext.throttles',
+    'ThrottleControl': 'celery_ext.throttles',
+    'ThrottleInfo': 'celery_ext.throttles',
+    'Throttles': 'celery_ext.throttles',
     'UnknownJob': 'kombu_reliable',
     'UnknownQueue': 'kombu_reliable',
+    'UnknownSchedule': 'celery_ext.errors',
+    'Waiter': 'celery_ext.throttles',
     'Worker': 'celery_ext.workers',
     'Workers': 'celery_ext.workers',
     'WrongState': 'kombu_reliable',
     'expected': 'celery_ext.dependencies',
+    'fair_by': 'celery_ext.fairness',
     'install': 'celery_ext.installation',
+    'recurring': 'celery_ext.declaring',
     'tagged': 'celery_ext.tags',
+    'throttled': 'celery_ext.throttles',
     'tracked': 'celery_ext.tracking',
     'unique': 'celery_ext.uniqueness',
 }
@@ -113,9 +146,11 @@ __all__ = (
     'Gap',
     'Group',
     'HasDependents',
+    'Holder',
     'InertWarning',
     'InvalidArgument',
     'InvalidDependency',
+    'InvalidSchedule',
     'InvalidTemplate',
     'Job',
     'JobEvent',
@@ -126,6 +161,9 @@ __all__ = (
     'Queues',
     'ReliableError',
     'Result',
+    'Run',
+    'Schedule',
+    'Schedules',
     'Selection',
     'Statistics',
     'Stats',
@@ -133,14 +171,23 @@ __all__ = (
     'Summary',
     'TagCount',
     'Tags',
+    'Throttle',
+    'ThrottleControl',
+    'ThrottleInfo',
+    'Throttles',
     'UnknownJob',
     'UnknownQueue',
+    'UnknownSchedule',
+    'Waiter',
     'Worker',
     'Workers',
     'WrongState',
     'expected',
+    'fair_by',
     'install',
+    'recurring',
     'tagged',
+    'throttled',
     'tracked',
     'unique',
 )

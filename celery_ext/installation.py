@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from celery import current_app
 
@@ -17,6 +17,7 @@ from celery_ext import (
     options,
     recorder,
     request,
+    schedule_step,
     starts,
     tracking,
 )
@@ -25,17 +26,22 @@ from celery_ext.current import CurrentJob, current_job
 from celery_ext.dead import DeadLetters
 from celery_ext.ends import ENDS
 from celery_ext.events import Events
+from celery_ext.fairness import Turns
 from celery_ext.jobs import Jobs
 from celery_ext.queues import Queues
 from celery_ext.stats import Statistics
 from celery_ext.tags import Tags
+from celery_ext.throttles import Throttles
 from celery_ext.workers import Workers
+
+if TYPE_CHECKING:
+    from celery_ext.schedules import Schedules
 
 __all__ = ('Extension', 'install')
 
 
 class Extension:
-    """What :func:`install` returns: the jobs, queues and dead letters of an app.
+    """What :func:`install` returns: the jobs, queues, dead letters, throttles ... of an app.
 
     Example:
         >>> ext = celery_ext.install(app)
@@ -60,6 +66,15 @@ class Extension:
         self.events = Events(self)
         self.stats = Statistics(self)
         self.workers = Workers(self)
+        self.throttles = Throttles(self)
+        self.turns = Turns(app)
+
+    @cached_property
+    def schedules(self) -> Schedules:
+        """What fires when."""
+        from celery_ext.schedules import Schedules
+
+        return Schedules(self)
 
     @cached_property
     def store(self) -> kombu_reliable.Store:
@@ -114,6 +129,7 @@ def install(app: Any = None, *, stats: bool = True) -> Extension:
     following.connect()
     request.connect(app)
     recorder.connect(app)
+    schedule_step.connect(app)
     options.connect()
     options.watch_app(app)
     tracking.connect()

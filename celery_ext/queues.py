@@ -7,11 +7,13 @@ from datetime import date
 from typing import TYPE_CHECKING, Any
 
 from celery_ext.ends import ENDS
+from celery_ext.ticks import TICKS
 from kombu_reliable import QueueCounts, Stats
 
 if TYPE_CHECKING:
     from celery_ext.installation import Extension
     from celery_ext.job import Job
+    from celery_ext.throttles import ThrottleControl
 
 __all__ = ('Queue', 'Queues')
 
@@ -55,6 +57,28 @@ class Queue:
     def resume(self) -> bool:
         """Lets a paused queue go on.  Returns False if it was not paused."""
         return bool(self._store.resume(self.name))
+
+    @property
+    def throttle(self) -> ThrottleControl:
+        """Limits how many of its jobs run at once, or start in a time, whatever tasks they are.
+
+        Example:
+            >>> ext.queues['mail'].throttle.set(concurrency=10, rate='20/s')
+        """
+        return self._extension.throttles[f'queue:{self.name}']
+
+    @property
+    def fair_by(self) -> str | None:
+        """By which key of its jobs it takes turns: ``'{customer_id}'``; None if it does not.
+
+        It is part of the program, as routes are, not of the server: set it where the app is
+        made.  Jobs that lack the argument share one turn.
+        """
+        return self._extension.turns.get(self.name)
+
+    @fair_by.setter
+    def fair_by(self, template: str | None) -> None:
+        self._extension.turns.set(self.name, template)
 
     @property
     def paused(self) -> bool:
@@ -117,9 +141,11 @@ class Queues:
         return (self[name] for name in self.names())
 
     def names(self) -> list[str]:
-        """The names of the queues that were declared or hold something.  The one in which
-        workers are told of ends that none of them has seen is left out."""
-        return [name for name in self._extension.store.jobs.queues() if name != ENDS]
+        """The names of the queues that were declared or hold something.  Those in
+        which workers are told of ends that none of them has seen, and of schedules that are due,
+        are left out."""
+        own = (ENDS, TICKS)
+        return [name for name in self._extension.store.jobs.queues() if name not in own]
 
     def paused(self) -> list[str]:
         """The names of those that are paused."""

@@ -39,10 +39,21 @@ if TYPE_CHECKING:
     from kombu_reliable.store import Store
     from kombu_reliable.store.events import Gap, JobEvent
     from kombu_reliable.store.info import Event, Failure, Group, JobInfo
+    from kombu_reliable.store.limits import Limit
+    from kombu_reliable.store.schedules import (
+        AFTER_RUN,
+        Declaration,
+        Fired,
+        Firing,
+        ScheduleInfo,
+        ScheduleStore,
+        Timing,
+    )
     from kombu_reliable.store.stats import Counting, Stats
     from kombu_reliable.store.summary import Bar, Summary
     from kombu_reliable.store.tags import TagCount, check_tags
     from kombu_reliable.transport import Transport
+    from kombu_reliable.transport.collecting import Collector, fire_schedule
     from kombu_reliable.transport.dependencies import take_dependencies
     from kombu_reliable.transport.keeper import finish_settling
     from kombu_reliable.transport.messages import TOKEN_HEADER, open_envelope, open_job, outgoing
@@ -87,6 +98,16 @@ _HOME = {
     'unpack_id': 'envelope',
     'QueueCounts': 'types',
     'Stats': 'store.stats',
+    'AFTER_RUN': 'store.schedules',
+    'Collector': 'transport.collecting',
+    'Declaration': 'store.schedules',
+    'Fired': 'store.schedules',
+    'Firing': 'store.schedules',
+    'Limit': 'store.limits',
+    'ScheduleInfo': 'store.schedules',
+    'ScheduleStore': 'store.schedules',
+    'Timing': 'store.schedules',
+    'fire_schedule': 'transport.collecting',
     'Store': 'store',
     'Summary': 'store.summary',
     'open_job': 'transport.messages',
@@ -107,17 +128,22 @@ _HOME = {
 }
 
 __all__ = (
+    'AFTER_RUN',
     'TOKEN_HEADER',
     'AccessRefused',
     'Bar',
+    'Collector',
     'ConnectionLost',
     'Counting',
+    'Declaration',
     'DependencyCycle',
     'DuplicateJob',
     'EmbeddedServerError',
     'Event',
     'Failure',
     'Fenced',
+    'Fired',
+    'Firing',
     'Gap',
     'Group',
     'HasDependents',
@@ -128,10 +154,13 @@ __all__ = (
     'JobEvent',
     'JobInfo',
     'LayoutError',
+    'Limit',
     'NotConfirmed',
     'Options',
     'QueueCounts',
     'ReliableError',
+    'ScheduleInfo',
+    'ScheduleStore',
     'ServerFull',
     'ServerURL',
     'Stats',
@@ -139,6 +168,7 @@ __all__ = (
     'Store',
     'Summary',
     'TagCount',
+    'Timing',
     'Transport',
     'UnknownJob',
     'UnknownQueue',
@@ -147,6 +177,7 @@ __all__ = (
     'WrongState',
     'check_tags',
     'finish_settling',
+    'fire_schedule',
     'frees_at_start',
     'open_envelope',
     'open_job',

@@ -74,6 +74,10 @@ FAMILIES: dict[str, str] = {
     'COUNTED': 'std:',
     'WORKERS': 'workers',
     'ABOUT': 'about',
+    'SCHEDULE': 'sch:',
+    'SCHEDULES': 'schedules',
+    'SCHEDULED': 'sh:',
+    'DECLARERS': 'declarers',
 }
 
 
@@ -287,3 +291,17 @@ class Keys:
     @property
     def about(self) -> str:
         return self._key('ABOUT')
+
+    def schedule(self, name: str) -> str:
+        return self._key('SCHEDULE', name)
+
+    @property
+    def schedules(self) -> str:
+        return self._key('SCHEDULES')
+
+    def scheduled(self, name: str) -> str:
+        return self._key('SCHEDULED', name)
+
+    @property
+    def declarers(self) -> str:
+        return self._key('DECLARERS')

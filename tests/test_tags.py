@@ -377,8 +377,8 @@ def index(bench: MarkBench, count: int, chunk: int = 2_000) -> None:
                 ready[key] = order
                 pipe.set(keys.job(key), f'x0001700000000000{1:04}q' + 'e' * 100)
                 listed = ','.join(f'"{tag}"' for tag in tags)
-                pipe.hset(keys.extra(key), mapping={
-                    'feat': 'ht', 'order': order, 'tags': f'[{listed}]', 'h': '1 put '})  # fmt: skip
+                fields = {'feat': 'ht', 'order': order, 'tags': f'[{listed}]', 'h': '1 put '}
+                pipe.hset(keys.extra(key), mapping=fields)
             for tag, members in sets.items():
                 if members:
                     pipe.zadd(keys.tag(tag), members)

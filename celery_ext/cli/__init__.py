@@ -58,6 +58,8 @@ COMMANDS: dict[str, str] = {
     'stats': 'stats',
     'status': 'status',
     'workers': 'workers',
+    'schedules': 'schedules',
+    'throttles': 'throttles',
 }
 
 

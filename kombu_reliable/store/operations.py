@@ -31,6 +31,7 @@ __all__ = (
     'SETTLE_LIMIT',
     'SKIPPED',
     'Operations',
+    'featured_fields',
     'message_of',
 )
 
@@ -83,6 +84,15 @@ def _tail(message: Outgoing) -> bytes:
     """What a record has behind its times."""
     queue = message.queue.encode()
     return b'%04d%b%b' % (len(queue), queue, message.envelope)
+
+
+def _fields(message: Outgoing) -> tuple[Argument, ...]:
+    return (message.id, message.queue, b'%03d' % message.rank, message.due, _tail(message))
+
+
+def featured_fields(message: Outgoing) -> tuple[Argument, ...]:
+    """A message as publish_featured takes it."""
+    return (*_fields(message), message.features)
 
 
 def message_of(record: bytes) -> bytes:
@@ -149,7 +159,7 @@ class Operations:
         featured = any(features)
         args: list[Argument] = [lane, first]
         for one, its_features in zip(messages, features, strict=True):
-            args += (one.id, one.queue, b'%03d' % one.rank, one.due, _tail(one))
+            args += _fields(one)
             if featured:
                 args.append(its_features)
         return self._call('publish_featured' if featured else 'publish', _texts, *args)

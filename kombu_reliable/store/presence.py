@@ -93,7 +93,7 @@ class Presence:
 
     def jobs(self, keys: Sequence[str]) -> list[JobInfo]:
         """Those of these jobs that have not ended."""
-        return self._store.jobs._look(keys)
+        return self._store.jobs.look(keys)
 
 
 def _mapping(text: str) -> Mapping[str, Any]:

@@ -21,6 +21,7 @@ from kombu_reliable.store.jobs import Jobs
 from kombu_reliable.store.operations import Operations, message_of
 from kombu_reliable.store.overview import Overview, overview
 from kombu_reliable.store.presence import Presence
+from kombu_reliable.store.schedules import ScheduleStore
 from kombu_reliable.store.stats import StatsReader
 from kombu_reliable.store.tags import Tags
 from kombu_reliable.store.throttles import Throttles
@@ -61,6 +62,14 @@ class Store:
         # Made anew: one that is kept would keep its store, and its connections, until the
         # garbage collector comes by.
         return Jobs(self)
+
+    def schedules(self, ticks: str) -> ScheduleStore:
+        """Keeps schedules.
+
+        Args:
+            ticks: the queue in which those who fire them are woken.
+        """
+        return ScheduleStore(self, ticks)
 
     @property
     def tags(self) -> Tags:

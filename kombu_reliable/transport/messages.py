@@ -12,7 +12,9 @@ from kombu_reliable.errors import InvalidMessage
 from kombu_reliable.options import Options
 from kombu_reliable.store.info import JobInfo
 from kombu_reliable.transport.dependencies import take_dependencies
+from kombu_reliable.transport.marks import take_marks
 from kombu_reliable.transport.throttles import take_lane
+from kombu_reliable.transport.unique import take_unique
 from kombu_reliable.types import Delivery, Origin, Outgoing
 
 __all__ = ('NONCE', 'TOKEN_HEADER', 'envelope', 'open_envelope', 'open_job', 'outgoing', 'payload')
