@@ -48,13 +48,7 @@ def _headers(call: features.Call) -> dict[str, Any]:
     return {HEADER: call.fill(template)}
 
 
-features.feature(
-    'fair_by',
-    headers=(HEADER,),
-    build=_headers,
-    options={'fair_by': check},
-    cleared={HEADER: ''},
-)
+features.feature('fair_by', headers=(HEADER,), build=_headers, options={'fair_by': check})
 
 
 class Turns:
