@@ -58,6 +58,9 @@ class Model:
     #: When a claim or a renewal was last heard, and until when nobody loses a lease.
     seen: int | None = None
     hold: int = 0
+    #: In which order a claim turns to the queues.  An alarm may be early, so what falls due in
+    #: several queues between two claims becomes ready in an order that the server knows alone.
+    alarms: list[str] = field(default_factory=list)
 
     # -- looking --------------------------------------------------------------------
 
@@ -135,7 +138,7 @@ class Model:
             self.seen = now
 
     def _let_time_work(self, now: int) -> None:
-        for queue in {job.queue for job in self.jobs.values()}:
+        for queue in self.alarms:
             for job in self.those(queue, 'delayed'):
                 if job.at <= now:
                     job.state = 'ready'

@@ -201,6 +201,8 @@ class Transport(Actions, RuleBasedStateMachine):
         queues: list[str],
         settlements: Sequence[Settlement] = (),
     ) -> Claimed:
+        found: Any = self.client.zrange(self.keys.alarms, 0, -1)
+        self.model.alarms = [name.decode() for name in found]
         call = self.store.operations.claim(worker, token, credit, queues, settlements)
         answer = self.store.run(call)
         assert list(answer.statuses) == self.model.settle(self.now, settlements)

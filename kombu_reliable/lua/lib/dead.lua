@@ -1,15 +1,17 @@
 -- @include ended
 -- @include ends
+-- @include features
 -- @include group
 -- @include history
 -- @include twins
 -- Dead letters: kept by age and number; what retention deletes is counted.
-local function forget_dead(queue, ids)
+local function forget_dead(queue, ids, now)
   local groups = #ids > 0 and grouping()
   for _, id in ipairs(ids) do
     redis.call('ZREM', DEAD .. queue, id)
     groups.leave(id)
     leave_twin(id)
+    end_features(queue, {id}, 'gone', now)
     redis.call('UNLINK', JOB .. id, EXTRA .. id)
   end
   if #ids > 0 then
@@ -42,6 +44,7 @@ local function bury(queue, id, detail, now, keep)
   redis.call('HDEL', EXTRA .. id, 'once') -- whoever replays it may be lost as any
   grouping().enter(id, fields[6] or reason, now)
   note(id, now, 'failed', reason)
+  tell_features(features_of(id), 'paused', queue, id, now, 'failed')
   local record = UNSEEN[reason] and redis.pcall('GET', JOB .. id)
   if type(record) == 'string' then
     -- Foreign data where ends are told must not undo a death.
@@ -50,6 +53,6 @@ local function bury(queue, id, detail, now, keep)
   all_ended({id}, 'failed')
   local excess = redis.call('ZCARD', DEAD .. queue) - keep
   if excess > 0 then
-    forget_dead(queue, redis.call('ZRANGE', DEAD .. queue, 0, math.min(excess, 10) - 1))
+    forget_dead(queue, redis.call('ZRANGE', DEAD .. queue, 0, math.min(excess, 10) - 1), now)
   end
 end

@@ -1,5 +1,7 @@
 -- @include alarm
+-- @include features
 -- @include place
+-- @include ready
 -- @include record
 -- @include wake
 -- Jobs that wait for others.
@@ -133,10 +135,12 @@ local function dependencies()
     if not due then
       return
     end
+    local fine, claimable = true, true
     due = tonumber(due) or 0 -- foreign data in the place of those who wait
     if due <= now then
       local at = place(string.sub(head, 2, 4), next_number())
-      if type(redis.pcall('ZADD', READY .. queue, at, id)) == 'table' then
+      fine, claimable = pcall(make_ready, queue, id, at, features_of(id))
+      if not fine then
         due = now + 1 -- and here: time will tell
       end
     end
@@ -145,7 +149,9 @@ local function dependencies()
       alarm_by(queue, due)
     end
     redis.pcall('ZREM', WAITING .. queue, id)
-    wake(queue)
+    if claimable then
+      wake(queue)
+    end
   end
 
   -- A dependency does not hold a job back any more; '' is no job, see `await`.

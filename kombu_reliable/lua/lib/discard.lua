@@ -1,12 +1,14 @@
+-- @include clock
 -- @include dependency
 -- @include ended
+-- @include features
 -- @include twins
 -- Deletes what waits in a queue.  Its functions are made when they are needed: making them
 -- would cost each claim, which hardly ever does.
 local function discarding()
   local STEP = 200
 
-  local function discard(key)
+  local function discard(queue, key)
     local ids = redis.call('ZRANGE', key, 0, STEP - 1)
     if #ids == 0 then
       return 0
@@ -14,6 +16,7 @@ local function discarding()
     redis.call('ZREM', key, unpack(ids))
     -- A job that was taken back from an owner still has that owner's entry.
     redis.call('HDEL', OWNERS, unpack(ids))
+    end_features(queue, ids, 'gone', clock())
     for _, id in ipairs(ids) do
       redis.call('UNLINK', JOB .. id, EXTRA .. id)
       leave_twin(id)
@@ -23,7 +26,7 @@ local function discarding()
   end
 
   local function discard_waiting(queue)
-    local deleted, ids = discard(WAITING .. queue)
+    local deleted, ids = discard(queue, WAITING .. queue)
     for _, id in ipairs(ids or {}) do
       forsake(id)
     end
@@ -32,9 +35,9 @@ local function discarding()
 
   -- One step; returns how many it deleted, 0 when nothing waits in the queue any more.
   return function(queue)
-    local deleted = discard(READY .. queue)
+    local deleted = discard(queue, READY .. queue)
     if deleted == 0 then
-      deleted = discard(DELAYED .. queue)
+      deleted = discard(queue, DELAYED .. queue)
     end
     if deleted == 0 then
       deleted = discard_waiting(queue)

@@ -3,16 +3,18 @@
 -- @include dependency
 -- @include ended
 -- @include ends
+-- @include features
 -- @include history
 -- @include owner_fields
+-- @include ready
 -- @include record
 -- @include run
 -- @include twins
 -- @include wake
 -- What is rare in the life of a delivery: every end but a success, and every beginning but the
 -- first.
-local function give_back(queue, id, at, counts)
-  redis.call('ZADD', READY .. queue, at or 0, id)
+local function give_back(queue, id, at, counts, feat, now)
+  local claimable = make_ready(queue, id, at or 0, feat)
   redis.pcall('HDEL', EXTRA .. id, 'once')
   if counts then
     mark_extra(id)
@@ -20,7 +22,10 @@ local function give_back(queue, id, at, counts)
       redis.call('UNLINK', EXTRA .. id) -- foreign data
     end
   end
-  arm(queue)
+  tell_features(feat, 'paused', queue, id, now, counts and 'requeued' or 'released')
+  if claimable then
+    arm(queue)
+  end
 end
 
 local function forget(id)
@@ -30,23 +35,27 @@ end
 
 -- Settles in another way than with success what has been taken from its owner.
 local function settle_otherwise(verdict, queue, id, owner, detail, now, retention, keep)
-  local at = owner_place(owner)
+  local at, feat = owner_place(owner), owner_features(owner)
   if verdict == 'cancel' then
-    forget(id)
+    if not tell_features(feat, 'ended', queue, id, now, 'gone') then
+      forget(id)
+    end
     all_ended({id}, 'gone')
   elseif verdict == 'replace' then
     dependencies().await(id, now + retention)
-    forget(id)
+    if not tell_features(feat, 'ended', queue, id, now, 'ok') then
+      forget(id)
+    end
   elseif verdict ~= 'fail' then
     if verdict == 'requeue' then
       note(id, now, 'requeued')
     end
-    give_back(queue, id, at, verdict == 'requeue')
+    give_back(queue, id, at, verdict == 'requeue', feat, now)
   elseif pcall(bury, queue, id, detail, now, keep) then
     alarm_by(queue, now + retention + 1)
   else
     -- Foreign data where the dead letters should be: the message must not be lost.
-    give_back(queue, id, at, true)
+    give_back(queue, id, at, true, feat, now)
   end
 end
 
@@ -58,33 +67,35 @@ local function deliver_once(id)
   end
 end
 
--- Deliveries of a marked job that ended without an outcome, and why there must be no other, if
--- so.  An owner that is still noted lost its lease, and loses the job by this claim.
+-- Deliveries of a marked job that ended without an outcome, why there must be no other, if so, and
+-- the letters of its features.  An owner that is still noted lost its lease, and loses the job by this claim.
 local function deliveries_before(id, limit, now)
   local owner = redis.call('HGET', OWNERS, id)
-  local noted = redis.pcall('HMGET', EXTRA .. id, 'n', 'once', 'unwanted')
+  local noted = redis.pcall('HMGET', EXTRA .. id, 'n', 'once', 'unwanted', 'feat')
   if noted.err then
     redis.call('UNLINK', EXTRA .. id) -- foreign data
   end
-  local before = tonumber(noted[1] or 0) or 0
+  local before, feat = tonumber(noted[1] or 0) or 0, noted[4] or ''
   if owner then
     fence(owner_token(owner), now)
     before = before + 1
     redis.call('HSET', EXTRA .. id, 'n', before)
   end
   if noted[3] then
-    return before, 'unwanted'
+    return before, 'unwanted', feat
   end
   if noted[2] then
-    return before, 'lost'
+    return before, 'lost', feat
   end
-  return before, limit > 0 and before >= limit and 'delivery-limit' or nil
+  return before, limit > 0 and before >= limit and 'delivery-limit' or nil, feat
 end
 
 -- Somebody has canceled it while it was held.
 local function end_unwanted(queue, id, record, now)
   local reason = redis.call('HGET', EXTRA .. id, 'unwanted')
-  forget(id)
+  if #end_features(queue, {id}, 'gone', now) > 0 then
+    forget(id)
+  end
   -- Foreign data where ends are told must not keep a job alive.
   pcall(tell, queue, id, record, 'canceled', reason, now)
   all_ended({id}, 'gone')
@@ -94,6 +105,7 @@ end
 local function end_undelivered(queue, id, record, death, now, retention, keep)
   redis.call('HDEL', OWNERS, id)
   if not record then
+    end_features(queue, {id}, 'gone', now)
     redis.call('UNLINK', EXTRA .. id)
     leave_twin(id)
     all_ended({id}, 'gone')

@@ -1,11 +1,12 @@
 -- @include dependency
 -- @include ended
 -- @include disarm
+-- @include features
 -- @include group
 -- @include twins
 -- @include whereabouts
 -- Takes a job out of the world, with everything that is its own.
-local function remove(id, job)
+local function remove(id, job, now)
   if job.state ~= 'nowhere' then
     redis.call('ZREM', PLACES[job.state] .. job.queue, id)
   end
@@ -15,6 +16,7 @@ local function remove(id, job)
   if job.state == 'failed' then
     grouping().leave(id)
   end
+  end_features(job.queue, {id}, 'gone', now)
   redis.call('UNLINK', JOB .. id, EXTRA .. id)
   leave_twin(id)
   disarm(job.queue)

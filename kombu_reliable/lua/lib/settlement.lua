@@ -2,6 +2,7 @@
 -- @include endings
 -- @include ended
 -- @include owner
+-- @include owner_fields
 -- Ends deliveries.  A settlement is five arguments: verdict, queue, id, token, detail.
 --   ack      done, forget it
 --   replace  forget it, others will publish its id again
@@ -50,10 +51,13 @@ local function settle(first, last, now, retention, keep, reply)
       table.insert(queues[queue], id)
       if verdict == 'ack' then
         done[#done + 1] = id
-        doomed[#doomed + 1] = JOB .. id
-        doomed[#doomed + 1] = EXTRA .. id
-        if string.byte(id) == 126 then
-          leave_twin(id)
+        local feat = owner_features(owners[n])
+        if not (feat and tell_features(feat, 'ended', queue, id, now, 'ok')) then
+          doomed[#doomed + 1] = JOB .. id
+          doomed[#doomed + 1] = EXTRA .. id
+          if string.byte(id) == 126 then
+            leave_twin(id)
+          end
         end
       else
         others[#others + 1] = n
@@ -76,8 +80,8 @@ local function settle(first, last, now, retention, keep, reply)
   end
   if #doomed > 0 then
     redis.call('UNLINK', unpack(doomed))
-    all_ended(done, 'ok', now)
   end
+  all_ended(done, 'ok', now)
   for _, n in ipairs(others) do
     local i = first + (n - 1) * SETTLEMENT
     settle_otherwise(ARGV[i], ARGV[i + 1], ids[n], owners[n], ARGV[i + 4], now, retention, keep)

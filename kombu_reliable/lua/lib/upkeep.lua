@@ -1,9 +1,11 @@
 -- @include alarm
 -- @include dead
+-- @include features
 -- @include history
 -- @include lifetime
 -- @include owner_fields
 -- @include place
+-- @include ready
 -- @include record
 -- @include releasing
 -- @include wake
@@ -12,6 +14,7 @@
 -- is left keeps its alarm.
 local STEP = 100
 local LOOK_AGAIN = 30000 -- ms
+local FLAGGED = string.byte('x')
 
 local function promote(queue, now)
   local ids = redis.call('ZRANGEBYSCORE', DELAYED .. queue, '-inf', now, 'LIMIT', 0, STEP)
@@ -21,9 +24,10 @@ local function promote(queue, now)
   local sequence = redis.call('HINCRBY', META, 'seq', #ids) - #ids
   for i, id in ipairs(ids) do
     -- What is no record of ours becomes ready all the same: the claim sorts it out.
-    local rank = redis.pcall('GETRANGE', JOB .. id, 1, 3)
-    rank = type(rank) == 'string' and string.match(rank, '^%d%d%d$') or 0
-    redis.call('ZADD', READY .. queue, place(rank, sequence + i), id)
+    local head = redis.pcall('GETRANGE', JOB .. id, 0, 3)
+    head = type(head) == 'string' and head or ''
+    local feat = string.byte(head) == FLAGGED and features_of(id)
+    make_ready(queue, id, place(string.match(head, '^.(%d%d%d)$') or 0, sequence + i), feat)
   end
   redis.call('ZREM', DELAYED .. queue, unpack(ids))
   return #ids
@@ -41,9 +45,11 @@ local function take_back(queue, now)
     -- A lease without an owner is foreign data; the job waits like one that was just published.
     local at = owners[i] and owner_place(owners[i])
       or place(0, redis.call('HINCRBY', META, 'seq', 1))
-    redis.call('ZADD', READY .. queue, at, id)
+    local feat = owners[i] and owner_features(owners[i])
+    make_ready(queue, id, at, feat)
     -- Marks the job: whoever claims it looks for the owner only of one that is marked.
     note(id, now, 'lost', owners[i] and owner_worker(owners[i]))
+    tell_features(feat, 'paused', queue, id, now, 'stalled')
   end
   redis.call('ZREM', LEASED .. queue, unpack(ids))
   redis.call('HINCRBY', META, 'expired', #ids)
@@ -56,7 +62,7 @@ local function upkeep(queue, now, hold, retention)
     moved = moved + take_back(queue, now)
   end
   forget_dead(queue, redis.call('ZRANGEBYSCORE', DEAD .. queue, '-inf', now - retention,
-    'LIMIT', 0, STEP))
+    'LIMIT', 0, STEP), now)
   if moved > 0 then
     arm(queue)
   end

@@ -68,7 +68,7 @@ return act(FIRST, function(id, now)
   if job.owner then
     fence(owner_token(job.owner), now)
   end
-  remove(id, job)
+  remove(id, job, now)
   -- Foreign data where ends are told must not keep a job alive.
   pcall(tell, job.queue, id, record, 'canceled', reason, now)
   return job.owner and 'requested' or 'gone'

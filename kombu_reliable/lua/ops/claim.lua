@@ -19,6 +19,7 @@
 -- @include wake
 -- @defer dependency: tell_of_ends, dependencies, forsake
 -- @defer endings: settle_otherwise, deliver_once, status_of_other, leave_twin, deliveries_before, end_undelivered
+-- @defer features: tell_features, features_of, end_features
 -- @defer upkeep: serve_alarms
 local now, micros = clock()
 local worker, token, lease = ARGV[2], ARGV[3], tonumber(ARGV[4])
@@ -54,7 +55,7 @@ local function claim_from(number, queue)
   if #popped == 0 then
     return
   end
-  local ids, records, owners, leases = {}, {}, {}, {}
+  local ids, records, owners, leases, begun = {}, {}, {}, {}, {}
   for i = 1, #popped, 2 do
     ids[#ids + 1] = popped[i]
     records[#records + 1] = JOB .. popped[i]
@@ -62,9 +63,9 @@ local function claim_from(number, queue)
   records = redis.call('MGET', unpack(records))
   for i, id in ipairs(ids) do
     local record = records[i]
-    local before, death = 0, nil
+    local before, death, feat = 0, nil, ''
     if record and string.byte(record) ~= PLAIN then
-      before, death = deliveries_before(id, limit, now)
+      before, death, feat = deliveries_before(id, limit, now)
     end
     if not record or death then
       end_undelivered(queue, id, record, death, now, retention, keep)
@@ -73,9 +74,12 @@ local function claim_from(number, queue)
       delivered = delivered + 1
       credit = credit - 1
       owners[#owners + 1] = id
-      owners[#owners + 1] = token .. '.' .. delivered .. ';' .. popped[2 * i] .. ';' .. worker
+      owners[#owners + 1] = token .. '.' .. delivered .. ';' .. popped[2 * i] .. feat .. ';' .. worker
       leases[#leases + 1] = now + lease
       leases[#leases + 1] = id
+      if feat ~= '' then
+        begun[#begun + 1] = {feat, id}
+      end
       reply[#reply + 1] = number
       reply[#reply + 1] = id
       reply[#reply + 1] = before + 1
@@ -87,6 +91,9 @@ local function claim_from(number, queue)
     redis.call('HSET', OWNERS, unpack(owners))
     alarm_by(queue, now + lease)
     due = sooner(due, now + lease)
+  end
+  for _, one in ipairs(begun) do
+    tell_features(one[1], 'started', queue, one[2], now, worker)
   end
 end
 

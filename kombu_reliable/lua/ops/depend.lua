@@ -26,6 +26,7 @@ if closes_cycle(id, wanted.on) then
   if mark then
     redis.call('ZREM', WAITING .. queue, id)
     all.stop_waiting(id)
+    end_features(queue, {id}, 'gone', now)
     redis.call('UNLINK', JOB .. id, EXTRA .. id)
   end
   return -1

@@ -11,7 +11,7 @@ local named = ARGV[2]
 return act(3, function(id, now)
   local job = find(id, 'failed')
   if job and job.state == 'failed' then
-    remove(id, job)
+    remove(id, job, now)
     return 'done'
   end
   if named ~= '' then

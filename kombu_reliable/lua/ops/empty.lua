@@ -3,6 +3,7 @@
 -- ARGV  now | '', queue, state: ready, delayed, waiting or failed
 -- Reply number of jobs deleted; 0 when none is left
 -- Cost  at most 100 jobs a call
+-- @include clock
 -- @include layout
 -- @include removal
 -- @include room
@@ -12,10 +13,11 @@ if foreign(version) then
   return refuse(version)
 end
 enter_full_server()
+local now = clock()
 local queue, state = ARGV[2], ARGV[3]
 local ids = redis.call('ZRANGE', PLACES[state] .. queue, 0, STEP - 1)
 for _, id in ipairs(ids) do
   local owner = state == 'ready' and redis.call('HGET', OWNERS, id)
-  remove(id, {queue = queue, state = state, owner = owner})
+  remove(id, {queue = queue, state = state, owner = owner}, now)
 end
 return #ids

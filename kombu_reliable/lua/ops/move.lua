@@ -7,6 +7,7 @@
 -- @include delaying
 -- @include disarm
 -- @include disown
+-- @include features
 -- @include history
 -- @include whereabouts
 local retention, target = tonumber(ARGV[2]), ARGV[3]
@@ -38,6 +39,7 @@ return act(4, function(id, now, keeper)
   disarm(job.queue)
   disown(id, job, now)
   note(id, now, 'moved', job.queue .. ' > ' .. target)
+  tell_features(features_of(id), 'moved', job.queue, id, now, target)
   if job.state == 'ready' then
     arm(target)
   elseif job.state == 'delayed' then

@@ -22,7 +22,7 @@ return act(3, function(id)
     redis.call('ZADD', READY .. job.queue, at, id)
     if job.owner then
       -- If its owner comes back and loses it again, this is its place.
-      local token, worker = string.match(job.owner, '^([^;]*;)[^;]*(;.*)$')
+      local token, worker = string.match(job.owner, '^([^;]*;)%-?%d+(%a*;.*)$')
       if token then
         redis.call('HSET', OWNERS, id, token .. string.format('%.0f', at) .. worker)
       end

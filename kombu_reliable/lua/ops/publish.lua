@@ -1,7 +1,14 @@
--- Publish: stores messages that need nothing but a queue, as nearly all do.  The same as
--- publish_featured does, written out: each publish pays for every call of a function.
+-- Publish: stores messages that need nothing but a queue, as nearly all do, each at most once.  The
+-- same as publish_featured does, written out: each publish pays for every call of a function.
 --
--- ARGV, reply: see lib/publishing.lua; five arguments per message
+-- ARGV  now | '' , lane, number of the first message in its lane,
+--       then per message: id, queue, rank, due, tail
+--       rank: three digits, higher ones run first
+--       due: '0' at once, '+<ms>' from now, '<ms>' since the epoch
+--       tail: what a record has behind its times, see record.lua
+-- Reply one string per message: the key it is stored under ('' if it was stored before).
+--       Of a single message it comes without an array around it, which would cost as much as
+--       storing the message.
 -- Cost  O(log n) per message; at most 200 messages a call
 -- @include clock
 -- @include layout

@@ -1,20 +1,31 @@
--- Publish featured: stores messages of which some have features.  Plain ones go through
--- publish, which does not pay for declaring what they do not use.
+-- Publish featured: stores messages of which some have features, each at most once.  Plain ones go
+-- through publish, which does not pay for declaring what they do not use.
 --
--- ARGV  as in lib/publishing.lua, and per message its features: '' or a JSON object
+-- ARGV  now | '', lane, number of the first message in its lane, then per message: id, queue, rank,
+--       due, tail, features; all but the last as publish has them
+--       features: '' or a JSON object of what lib/features.lua names, and
 --       run  [token, key]: published by the owner of this delivery, whose next run it is.
 --            Ends the delivery in the same step; refused if it was taken from its owner.
 --       depends  what it waits for, see lib/dependency.lua
--- Reply as in lib/publishing.lua; '!' for a message that was refused, '!cycle' for one that
---       would wait for itself
+-- Reply as publish has it; '!' for a message that was refused, '!cycle' for one that would wait
+--       for itself
 -- Cost  O(log n) per message and dependency; at most 200 messages and 300 dependencies a call
--- @include history
--- @include publishing
+-- @include clock
 -- @include cycle
+-- @include delaying
 -- @include dependency
+-- @include features
+-- @include history
+-- @include layout
+-- @include nonce
+-- @include owner_fields
+-- @include place
+-- @include ready
 -- @include record
 -- @include run
-local FEATURES = 5
+-- @include storing
+-- @include wake
+local STRIDE = 6
 local succeeded = {} -- tokens of the runs that this call has ended
 
 -- Ends the current run of a job whose next one is about to be stored; false if somebody else
@@ -30,16 +41,16 @@ local function end_run(token, key)
   if redis.call('ZREM', LEASED .. queue, key) == 0 then
     redis.call('ZREM', READY .. queue, key)
   end
-  local past, history, unwanted = unpack(redis.call('HMGET', EXTRA .. key, 'p', 'h', 'unwanted'))
-  redis.call('UNLINK', EXTRA .. key)
+  local past = redis.pcall('HGET', EXTRA .. key, 'p')
+  if type(past) == 'table' then
+    redis.call('UNLINK', EXTRA .. key) -- foreign data
+    past = nil
+  end
+  redis.call('HDEL', EXTRA .. key, 'n', 'once', 'heir')
   redis.call('HSET', EXTRA .. key, 'p', string.sub(token .. ';' .. (past or ''), 1, PAST_RUNS))
-  if history then
-    redis.call('HSET', EXTRA .. key, 'h', history)
-  end
-  if unwanted then
-    redis.call('HSET', EXTRA .. key, 'unwanted', unwanted)
-  end
-  note(key, clock(), 'retried')
+  local now = clock()
+  note(key, now, 'retried')
+  tell_features(owner_features(owner), 'paused', queue, key, now, 'retried')
   return true
 end
 
@@ -54,29 +65,62 @@ local function store(at, number, record, run)
       return '!', false
     end
   end
-  return store_new(ARGV[at], number, record)
+  local id = ARGV[at]
+  if not redis.call('SET', JOB .. id, '-' .. record, 'NX') then
+    id = store_twin(id, number, record)
+  end
+  return id, true
 end
 
 -- Whether a job has to wait for others; then it has its place among those that do.
-local function waits(id, at, number, record, depends)
-  local queue, now = ARGV[at + 1], tonumber(string.sub(record, 4, 16))
+local function waits(id, queue, due, number, depends, now)
   if not dependencies().depend(id, queue, depends, number, now) then
     return false
   end
-  redis.call('ZADD', WAITING .. queue, math.max(now, due_at(ARGV[at + 3], now)), id)
+  redis.call('ZADD', WAITING .. queue, math.max(now, due), id)
   return true
 end
 
-return publish(6, function(at, number, record)
-  local features = ARGV[at + FEATURES]
+local meta = redis.call('HMGET', META, 'v', 'keeper', 'paused')
+if foreign(meta[1]) then
+  return refuse(meta[1])
+end
+pausing = meta[3]
+local now, _, stamp = clock()
+local count = (#ARGV - 3) / STRIDE
+local skip = remember(ARGV[2], ARGV[3], count)
+if not meta[1] then
+  redis.call('HSET', META, 'v', LAYOUT)
+end
+local sequence = redis.call('HINCRBY', META, 'seq', count - skip) - count
+
+-- Returns the key under which the message is stored, or why it is not.
+local function publish(at, number)
+  local queue, rank, due = ARGV[at + 1], ARGV[at + 2], due_at(ARGV[at + 3], now)
+  local features = ARGV[at + 5]
   features = features ~= '' and cjson.decode(features) or {}
   local run, depends = features.run, features.depends
   if depends and closes_cycle(run and run[2] or ARGV[at], depends.on) then
-    return '!cycle', false
+    return '!cycle'
   end
-  local id, stored = store(at, number, record, run)
-  if stored and depends and waits(id, at, number, record, depends) then
-    stored = false
+  local id, stored = store(at, number, rank .. stamp .. ARGV[at + 4], run)
+  if not stored then
+    return id
   end
-  return id, stored
-end)
+  local feat = enter_features(queue, id, now, features)
+  if depends and waits(id, queue, due, number, depends, now) then
+    return id
+  end
+  if due > now then
+    delay(queue, id, due, now, meta[2])
+  elseif make_ready(queue, id, place(rank, number), feat) then
+    arm(queue)
+  end
+  return id
+end
+
+local reply = {}
+for i = 1, count do
+  reply[i] = i <= skip and '' or publish(4 + (i - 1) * STRIDE, sequence + i)
+end
+return count == 1 and reply[1] or reply

@@ -5,9 +5,11 @@
 --       What is no dead letter leaves the group that was named.
 -- Cost  O(log n) per job; at most 100 jobs a call
 -- @include acting
+-- @include features
 -- @include group
 -- @include history
 -- @include place
+-- @include ready
 -- @include wake
 -- @include whereabouts
 local named = ARGV[2]
@@ -24,19 +26,16 @@ local function replay(id, now)
   if redis.pcall('HGET', LIFE .. queue, 'gone') then
     return 'no-queue' -- what is there is about to be deleted
   end
-  redis.call('ZADD', READY .. queue, place(job.rank, redis.call('HINCRBY', META, 'seq', 1)), id)
+  local at = place(job.rank, redis.call('HINCRBY', META, 'seq', 1))
+  local claimable = make_ready(queue, id, at, features_of(id))
   redis.call('ZREM', DEAD .. queue, id)
   grouping().leave(id)
   -- What is known of its past stays: nothing of how it died.
-  local past = redis.pcall('HMGET', EXTRA .. id, 'p', 'h')
-  redis.call('UNLINK', EXTRA .. id)
-  for i, field in ipairs({'p', 'h'}) do
-    if past[i] then
-      redis.call('HSET', EXTRA .. id, field, past[i])
-    end
-  end
+  redis.pcall('HDEL', EXTRA .. id, 'n', 'once', 'unwanted', 'reason', 'failure', 'group', 'cause')
   note(id, now, 'replayed')
-  arm(queue)
+  if claimable then
+    arm(queue)
+  end
   return 'done'
 end
 

@@ -6,7 +6,9 @@
 -- @include acting
 -- @include delaying
 -- @include disown
+-- @include features
 -- @include place
+-- @include ready
 -- @include whereabouts
 local due = tonumber(ARGV[2])
 
@@ -27,9 +29,12 @@ return act(3, function(id, now, keeper)
     end
     delay(queue, id, due, now, keeper)
   elseif job.state == 'delayed' then
-    redis.call('ZADD', READY .. queue, place(job.rank, redis.call('HINCRBY', META, 'seq', 1)), id)
+    local at = place(job.rank, redis.call('HINCRBY', META, 'seq', 1))
+    local claimable = make_ready(queue, id, at, features_of(id))
     redis.call('ZREM', DELAYED .. queue, id)
-    arm(queue)
+    if claimable then
+      arm(queue)
+    end
   end
   return 'done'
 end)
