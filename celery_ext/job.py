@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ('Canceled', 'Dependencies', 'Event', 'Failure', 'Job', 'State', 'task_id')
 
-State = Literal['delayed', 'waiting', 'ready', 'leased', 'failed']
+State = Literal['delayed', 'waiting', 'ready', 'throttled', 'leased', 'failed']
 Canceled = Literal['gone', 'requested', 'unknown']
 
 
@@ -166,8 +166,8 @@ class Job:
 
     @property
     def state(self) -> State:
-        """``delayed``, ``waiting`` (for other jobs), ``ready``, ``leased`` (by a worker) or
-        ``failed``."""
+        """``delayed``, ``waiting`` (for other jobs), ``ready``, ``throttled`` (in the line of its
+        throttles, or for its turn), ``leased`` (by a worker) or ``failed``."""
         return self.info.state
 
     @property
@@ -214,6 +214,11 @@ class Job:
     def dependency_policy(self) -> str | None:
         """What becomes of it if a dependency fails; None if it has none."""
         return self.info.policy or None
+
+    @property
+    def throttles(self) -> tuple[str, ...]:
+        """The names of the throttles that it waits for, or has slots of."""
+        return self.info.throttles
 
     @property
     def failure(self) -> Failure | None:

@@ -74,11 +74,11 @@ class Jobs:
     ) -> list[Job]:
         """A page of the jobs in a state.
 
-        Ready ones come in the order in which they will start, delayed and waiting ones by due
-        time, leased ones by the end of their lease, dead letters from the newest.
+        Ready and throttled ones come in the order in which they will start, as far as their
+        throttles let them, delayed and waiting ones by due time, leased ones by the end of their lease, dead letters from the newest.
 
         Args:
-            state: ``delayed``, ``waiting``, ``ready``, ``leased`` or ``failed``.
+            state: ``delayed``, ``waiting``, ``ready``, ``throttled``, ``leased`` or ``failed``.
             queue: only this queue; else all, one queue after the other.
             offset: how many to pass over.
             limit: how many to return at most.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import signal
 from collections.abc import Callable, Iterator
@@ -13,6 +14,7 @@ from typing import Any
 
 import pytest
 from celery.result import AsyncResult
+from click.testing import Result
 
 import celery_ext
 from celery_ext import Extension, Throttle
@@ -384,3 +386,66 @@ def test_refills_are_quick(installed: Fleet, send: Send, name: str) -> None:
     runs = spans(installed)
     assert most_at_once(runs) <= 2
     assert median(refill_times(runs, 2)) < 0.1  # 0.02 on a machine that does nothing else
+
+
+# -- command line ----------------------------------------------------------------
+
+
+def test_the_command_line(
+    installed: Fleet, ext: Extension, send: Send, reliable: Callable[..., Result], tmp_path: Path
+) -> None:
+    def told(*args: str) -> Any:
+        done = reliable('throttles', *args, '--json')
+        assert done.exit_code == 0, done.output
+        return json.loads(done.stdout)
+
+    go = tmp_path / 'go'
+    assert told('list') == {'throttles': []}
+    assert 'no throttles' in reliable('throttles', 'list').output
+    limits = told('set', 'stripe', '--concurrency', '1', '--rate', '100/m', '--expires', '2h')
+    assert (limits['concurrency'], limits['rate'], limits['burst']) == (1, '100/m', 3)
+    results = [send('wait_for_file', str(go), n, throttles='stripe') for n in range(2)]
+    installed.ledger.wait(1, 'started')
+    [listed] = told('list')['throttles']
+    assert (listed['held'], listed['pending'], listed['source']) == (1, 1, 'set')
+    assert '100/m' in reliable('throttles', 'list').output
+    [holder] = told('holders', 'stripe')['holders']
+    [waiter] = told('pending', 'stripe')['pending']
+    assert [holder['id'], waiter['id']] == [one.id for one in results]
+    assert holder['id'] in reliable('throttles', 'holders', 'stripe').output
+    text = reliable('throttles', 'get', 'stripe').output
+    assert 'in 2 h' in text or 'in 1 h' in text
+    refused = reliable('throttles', 'release', 'stripe', holder['id'], input='n\n')
+    assert refused.exit_code == 1
+    assert reliable('throttles', 'release', 'stripe', '-y', waiter['id']).exit_code == 1
+    assert told('release', 'stripe', '--yes', holder['id'])['released']
+    installed.ledger.wait(2, 'started')
+    go.touch()
+    finish(results)
+    assert told('set', 'stripe', '--concurrency', '0')['stopped']
+    assert 'stopped' in reliable('throttles', 'get', 'stripe').output
+    assert told('delete', 'stripe') == {'name': 'stripe', 'changed': True}
+    assert told('delete', 'stripe') == {'name': 'stripe', 'changed': False}
+    assert reliable('throttles', 'get', 'stripe').exit_code == 1
+
+
+@pytest.mark.parametrize(
+    ('args', 'words'),
+    [
+        (('--rate', '100/fortnight'), '100/fortnight'),
+        (('--concurrency', '-1'), 'concurrency -1'),
+        (('--concurrency', 'two'), 'two'),
+        (('--burst', '3'), 'burst'),
+        (('-c', '1', '--expires', 'soon'), 'soon'),
+        (('-c', '1', '--expires', '0'), 'expires'),
+        (('-c', '1', '--unlimited'), '--unlimited'),
+        ((), '--unlimited'),
+    ],
+)
+def test_wrong_limits_on_the_command_line(
+    ext: Extension, reliable: Callable[..., Result], args: tuple[str, ...], words: str
+) -> None:
+    done = reliable('throttles', 'set', 'stripe', *args)
+    assert done.exit_code == 2
+    assert words in done.output
+    assert list(ext.throttles) == []
