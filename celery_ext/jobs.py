@@ -75,7 +75,8 @@ class Jobs:
         """A page of the jobs in a state.
 
         Ready and throttled ones come in the order in which they will start, as far as their
-        throttles let them, delayed and waiting ones by due time, leased ones by the end of their lease, dead letters from the newest.
+        throttles let them, delayed and waiting ones by due time, leased ones by the end of their
+        lease, dead letters from the newest.
 
         Args:
             state: ``delayed``, ``waiting``, ``ready``, ``throttled``, ``leased`` or ``failed``.

@@ -61,7 +61,8 @@ def queues(cli: Cli, names: tuple[str, ...]) -> None:
     """Counts the jobs of all queues, or of those named, by state.
 
     Queues that no worker consumes are among them.  ready: may start now; delayed: due later;
-    waiting: for other jobs; throttled: for a throttle, or their turn; leased: a worker has them; failed: dead letters.
+    waiting: for other jobs; throttled: for a throttle, or their turn; leased: a worker has them;
+    failed: dead letters.
     """
     found = look(cli, names)
     cli.show({'queues': found}, cli.table(found, COLUMNS, 'no queues'))
