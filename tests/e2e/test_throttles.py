@@ -116,6 +116,10 @@ def test_others_pass_those_that_wait(
     info = throttle.get()
     assert info is not None
     assert (info.held, info.pending, info.stopped, info.source) == (1, 19, False, 'default')
+    assert name in ext.throttles
+    assert ext.queues['celery'].counts().throttled == 19
+    job = ext.jobs[blocked[7]]
+    assert (job.state, job.throttles) == ('throttled', (name,))
     [holder] = throttle.holders()
     assert (holder.id, holder.queue) == (blocked[0].id, 'celery')
     assert holder.worker
@@ -291,6 +295,18 @@ def test_a_retry_gives_its_slot_back_while_it_waits(
     wait_for(lambda: ext.throttles[name].pending(), WAIT, 'the retry in the line')
     ext.throttles[name].delete()
     assert retried.get(timeout=WAIT) == 1
+
+
+def test_a_replacement_has_its_own_throttles(
+    installed: Fleet, ext: Extension, send: Send, name: str, tmp_path: Path
+) -> None:
+    go = tmp_path / 'go'
+    result = send('replaced_after', str(go), throttles=Throttle(name, concurrency=1))
+    installed.ledger.wait(1, 'started')
+    ext.throttles[name].set(concurrency=0)
+    go.touch()
+    assert result.get(timeout=WAIT) == 'replacement'
+    ext.throttles[name].delete()
 
 
 # -- how many in a time ----------------------------------------------------------
