@@ -103,6 +103,9 @@ class Outgoing:
         envelope: what :func:`kombu_reliable.envelope.seal` made.
         run: token and key of the delivery whose next run this is, if it is one.
         depends: what it waits for, if it does.
+        lane: by which throttles and turns it is held back, as the scripts read it: see
+            :mod:`kombu_reliable.transport.throttles`.  ``''``: by none, None: nothing is said,
+            so a next run keeps what the run before had.
     """
 
     id: str
@@ -112,17 +115,20 @@ class Outgoing:
     envelope: bytes
     run: tuple[str, str] | None = None
     depends: Dependencies | None = None
+    lane: str | None = None
 
     @property
     def features(self) -> str:
         """What only some messages have, as the JSON that the script reads; ``''`` for none."""
-        if self.run is None and self.depends is None:
+        if self.run is None and self.depends is None and not self.lane:
             return ''
         found: dict[str, Any] = {}
         if self.run is not None:
             found['run'] = self.run
         if self.depends is not None:
             found['depends'] = self.depends.features
+        if self.lane is not None:
+            found['throttles'] = self.lane
         return json.dumps(found)
 
 
@@ -156,6 +162,7 @@ class Claimed:
         wake_in: seconds until this worker must claim again; None if others watch the clock.
         statuses: what became of the settlements that came with the claim.
         problem: why a queue could not be read; the others were served all the same.
+        kept: what is left is only for those who can start it at once.
     """
 
     deliveries: tuple[Delivery, ...]
@@ -163,6 +170,7 @@ class Claimed:
     wake_in: float | None
     statuses: tuple[Status, ...] = ()
     problem: str = ''
+    kept: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,3 +202,4 @@ class QueueCounts:
     dead: int
     waiting: int = 0
     paused: bool = False
+    throttled: int = 0

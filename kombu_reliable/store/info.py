@@ -11,7 +11,7 @@ from kombu_reliable.envelope import unpack_id
 
 __all__ = ('STATES', 'Event', 'Failure', 'Group', 'JobInfo', 'JobState', 'read_jobs')
 
-JobState = Literal['delayed', 'waiting', 'ready', 'leased', 'failed']
+JobState = Literal['delayed', 'waiting', 'ready', 'throttled', 'leased', 'failed']
 STATES: tuple[JobState, ...] = get_args(JobState)
 
 
@@ -75,7 +75,8 @@ class JobInfo:
         key: its own name; two jobs with the same id have different ones.
         id: Celery's task id.
         queue: where it is.
-        state: ``delayed``, ``waiting`` (for other jobs), ``ready``, ``leased`` or ``failed``.
+        state: ``delayed``, ``waiting`` (for other jobs), ``ready``, ``throttled``, ``leased`` or
+            ``failed``.
         priority: 0-255, as its publisher gave it.
         published_at: when this run of it was published.
         due: not started before; None if it may start at once.
@@ -89,6 +90,7 @@ class JobInfo:
         dependent_count: how many wait for it.
         policy: what becomes of it if a dependency fails: ``wait``, ``fail`` or ``ignore``;
             ``''`` if it has none.
+        throttles: the names of those that hold it back, or may.
         history: what happened to it, the oldest first: the first event and the last nineteen.
         envelope: the message; :func:`kombu_reliable.open_job` opens it.
     """
@@ -109,6 +111,7 @@ class JobInfo:
     dependents: tuple[str, ...] = ()
     dependent_count: int = 0
     policy: str = ''
+    throttles: tuple[str, ...] = ()
     history: tuple[Event, ...] = ()
     envelope: bytes = b''
 
@@ -136,7 +139,7 @@ def _read_job(key: str, fields: Iterator[Any]) -> Any:
     if not state:
         return None
     rank, published, queue, score, owner, lost = (_text(next(fields)) for _ in range(6))
-    reason, failure, group, policy, history = (_text(next(fields)) for _ in range(5))
+    reason, failure, group, policy, history, lane = (_text(next(fields)) for _ in range(6))
     dependencies, depends_on = _others(fields)
     dependent_count, dependents = _others(fields)
     at = int(float(score or 0))
@@ -159,6 +162,7 @@ def _read_job(key: str, fields: Iterator[Any]) -> Any:
             dependents=dependents,
             dependent_count=dependent_count,
             policy=policy,
+            throttles=_throttles(lane),
             history=tuple(_events(history)),
             envelope=envelope,
         )
@@ -187,6 +191,13 @@ def _failure(reason: str, text: str, group: str, at: int) -> Failure:
     names = ('type', 'message', 'traceback')
     said = {name: str(told[name]) for name in names if told.get(name) is not None}
     return Failure(reason, group=group or reason, at=at, **said)
+
+
+def _throttles(lane: str) -> tuple[str, ...]:
+    try:
+        return tuple(str(name) for name, *_ in json.loads(lane)['t']) if lane else ()
+    except (ValueError, TypeError, KeyError):
+        return ()
 
 
 def _events(history: str) -> Iterator[Event]:

@@ -183,10 +183,12 @@ class Store:
             if isinstance(reply, Exception) and 'WRONGTYPE' not in str(reply):
                 raise reply
         # Foreign data is nothing of ours to be counted.
-        ready, delayed, leased, dead, waiting = (
+        ready, delayed, leased, dead, waiting, throttled = (
             reply if isinstance(reply, int) else 0 for reply in replies
         )
-        return QueueCounts(ready, delayed, leased, dead, waiting, paused is True or paused == 1)
+        return QueueCounts(
+            ready, delayed, leased, dead, waiting, paused is True or paused == 1, throttled
+        )
 
     def purge(self, queue: str, progress: Callable[[int], None] | None = None) -> int:
         """Deletes everything that waits in a queue, ready and delayed.
@@ -304,5 +306,5 @@ def _spots(keys: Keys, queue: str) -> tuple[str, ...]:
     """Where the jobs of a queue are, in the order of :class:`QueueCounts`."""
     return (
         keys.ready(queue), keys.delayed(queue), keys.leased(queue), keys.dead(queue),
-        keys.waiting(queue),
+        keys.waiting(queue), keys.throttled(queue),
     )  # fmt: skip

@@ -1,5 +1,6 @@
 -- @include owner_fields
 -- @include record
+-- @include throttling
 -- What some jobs have besides a place in a queue.  The field 'feat' of a job's EXTRA hash holds a
 -- letter for each, in alphabetical order; so does its owner's entry while it is leased.
 --
@@ -15,7 +16,7 @@
 --   entered  value    it was published with this feature, or its next run was; the value is what
 --                     the publish has under NAMES
 -- What is told twice must do no harm.
-local HOOKS = {}
+local HOOKS = {l = throttle_hooks}
 local NAMES = {k = 'track', l = 'throttles', r = 'retain', t = 'tags', u = 'unique'}
 
 local function features_of(id)

@@ -3,6 +3,7 @@
 -- @include disarm
 -- @include features
 -- @include group
+-- @include queue_limits
 -- @include twins
 -- @include whereabouts
 -- Takes a job out of the world, with everything that is its own.
@@ -20,6 +21,9 @@ local function remove(id, job, now)
   redis.call('UNLINK', JOB .. id, EXTRA .. id)
   leave_twin(id)
   disarm(job.queue)
+  if job.state == 'leased' then
+    reopen(job.queue)
+  end
   all_ended({id}, 'gone')
   if job.state == 'waiting' then
     forsake(id)
