@@ -2,8 +2,8 @@
 --
 -- The states are 'ready', 'throttled', 'delayed', 'leased', 'waiting', 'failed'; 'nowhere' is a record that
 -- damage has left behind.  A ready or throttled job may still have the owner that lost its lease.
-local PLACES = {ready = READY, throttled = THROTTLED, delayed = DELAYED, leased = LEASED,
-  waiting = WAITING, failed = DEAD}
+local PLACES = {ready = READY, delayed = DELAYED, leased = LEASED, waiting = WAITING, failed = DEAD}
+PLACES.throttled = THROTTLED
 local STATES = {'ready', 'delayed', 'leased', 'waiting', 'failed', 'throttled'}
 
 -- Returns a table of state, score, rank (text), published (text), queue, owner; nil if there is
