@@ -122,7 +122,7 @@ class ThrottleModel:
         job.state = 'throttled' if job.wants else 'ready'
         for name, limit in job.wants.items():
             known = name in self.defaults
-            if limit is not None and (published or alone and not known):
+            if limit is not None and (published or (alone and not known)):
                 self.defaults[name] = limit
 
     def publish(
