@@ -16,6 +16,7 @@ from celery_ext.broker import is_ours
 from celery_ext.decorators import declare
 from celery_ext.errors import InvalidTemplate
 from celery_ext.templates import check, fill
+from kombu_reliable import TOKEN_HEADER
 
 __all__ = ('Turns', 'fair_by')
 
@@ -47,13 +48,7 @@ def _headers(call: features.Call) -> dict[str, Any]:
     return {HEADER: call.fill(template)}
 
 
-features.feature(
-    'fair_by',
-    headers=(HEADER,),
-    build=_headers,
-    options={'fair_by': check},
-    cleared={HEADER: ''},
-)
+features.feature('fair_by', headers=(HEADER,), build=_headers, options={'fair_by': check})
 
 
 class Turns:
@@ -78,8 +73,9 @@ class Turns:
 
     def apply(self, name: str, args: Any, kwargs: Any, options: dict[str, Any]) -> None:
         """Gives a call the key that its queue asks for, unless it has one."""
-        if not self._templates or HEADER in (options.get('headers') or ()):
-            return
+        headers = options.get('headers') or {}
+        if not self._templates or HEADER in headers or TOKEN_HEADER in headers:
+            return  # a retry copies the headers of its run, and keeps its key
         queue = self._queue(name, args, kwargs, options)
         template = self._templates.get(queue)
         if template is None or not is_ours(self._app):
@@ -90,7 +86,7 @@ class Turns:
         except InvalidTemplate:
             # Other tasks share the queue, some of them Celery's own.
             key = NOBODY
-        options['headers'] = {**(options.get('headers') or {}), HEADER: key}
+        options['headers'] = {**headers, HEADER: key}
 
     def _queue(self, name: str, args: Any, kwargs: Any, options: dict[str, Any]) -> str:
         """Where a call goes; empty if that is not one queue."""

@@ -43,8 +43,13 @@ class Queue:
         return counts
 
     def peek(self, limit: int = 10) -> list[Job]:
-        """The jobs that will start next, without taking them."""
-        return self._extension.jobs.in_state('ready', self.name, limit=limit)
+        """The jobs that will start next, without taking them; those in the line of a throttle,
+        or for their turn, after the others."""
+        listed = self._extension.jobs.in_state
+        found = listed('ready', self.name, limit=limit)
+        if len(found) < limit:
+            found += listed('throttled', self.name, limit=limit - len(found))
+        return found
 
     def pause(self) -> bool:
         """Lets no worker start anything more from this queue, wherever it runs.
@@ -93,8 +98,8 @@ class Queue:
         """Deletes jobs, without a word to those who wait for their results.
 
         Args:
-            states: any of ``ready``, ``delayed``, ``waiting``, ``failed``; the first three
-                unless given.
+            states: any of ``ready``, ``throttled``, ``delayed``, ``waiting``, ``failed``; all but
+                the last unless given.
             progress: called with the number deleted so far after each step.
 
         Returns:

@@ -294,6 +294,9 @@ class Throttles:
     def __getitem__(self, name: str) -> ThrottleControl:
         return ThrottleControl(self._extension, name)
 
+    def __contains__(self, name: object) -> bool:
+        return isinstance(name, str) and self[name].get() is not None
+
     def __iter__(self) -> Iterator[ThrottleControl]:
         return (self[name] for name in self.names())
 

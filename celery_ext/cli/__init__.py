@@ -55,11 +55,11 @@ COMMANDS: dict[str, str] = {
     'queues': 'queues',
     'resume': 'queues',
     'retry': 'acting',
+    'schedules': 'schedules',
     'stats': 'stats',
     'status': 'status',
-    'workers': 'workers',
-    'schedules': 'schedules',
     'throttles': 'throttles',
+    'workers': 'workers',
 }
 
 

@@ -15,7 +15,7 @@ from celery_ext.job import Job, State
 
 __all__ = ('COLUMNS', 'details_of', 'jobs', 'record_of')
 
-STATES: tuple[State, ...] = ('leased', 'ready', 'delayed', 'waiting', 'failed')
+STATES: tuple[State, ...] = ('leased', 'ready', 'throttled', 'delayed', 'waiting', 'failed')
 _COLORS = {'leased': 'green', 'failed': 'red', 'delayed': 'cyan', 'waiting': 'yellow'}
 
 #: How many jobs a search looks at; the server keeps no list by task.
@@ -103,8 +103,8 @@ def jobs(
     """Lists jobs, or shows one with its history, dependencies and failure.
 
     A job is a task that has not ended, or that has failed.  Unless --state is given, the jobs of
-    all states are listed: leased (a worker has it), ready, delayed, waiting (for other jobs),
-    failed.
+    all states are listed: leased (a worker has it), ready, throttled (for a throttle, or its
+    turn), delayed, waiting (for other jobs), failed.
     """
     if job_id is not None:
         _show(cli, job_id)

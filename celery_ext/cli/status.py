@@ -62,14 +62,15 @@ def _queues(cli: Cli, before: Any, passed: float) -> tuple[Any, str]:
         columns.insert(-1, Column('change_per_second', 'change/s', right=True, drop=1, show=_rate))
     total = {
         state: sum(one[state] for one in found)
-        for state in ('ready', 'delayed', 'waiting', 'leased', 'failed')
+        for state in ('ready', 'delayed', 'waiting', 'throttled', 'leased', 'failed')
     }
     rows = [*found, {'name': 'all', **total}] if len(found) > 1 else found
     return found, cli.table(rows, columns, 'no queues')
 
 
 def _held(one: dict[str, Any]) -> int:
-    return int(one['ready'] + one['delayed'] + one['waiting'] + one['leased'])
+    states = ('ready', 'delayed', 'waiting', 'throttled', 'leased')
+    return sum(int(one[state]) for state in states)
 
 
 def _rate(value: float | None) -> str:

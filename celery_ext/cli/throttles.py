@@ -150,8 +150,10 @@ def delete(cli: Cli, name: str) -> None:
 
 
 _PAGE = (
-    click.option('--offset', type=click.IntRange(0), default=0, help='How many to pass over.'),
-    click.option('--limit', type=click.IntRange(1), default=100, help='How many to show at most.'),
+    click.option('--offset', type=click.IntRange(0), default=0, help='Pass over so many.'),
+    click.option(
+        '--limit', type=click.IntRange(1), default=50, show_default=True, help='At most so many.'
+    ),
 )
 
 
