@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection
 from contextlib import AbstractContextManager
+from dataclasses import asdict
 from functools import cached_property
 from types import TracebackType
 from typing import Any, Self
@@ -176,15 +177,10 @@ class Migration(AbstractContextManager['Migration']):
                 'ready': sum(steps.values()),
                 'by_priority': {str(step): held for step, held in steps.items()},
             }
-        counts = self.store.counts(queue)
-        return {
-            'queue': queue,
-            'ready': counts.ready,
-            'delayed': counts.delayed,
-            'waiting': counts.waiting,
-            'leased': counts.leased,
-            'failed': counts.dead,
-        }
+        counts = asdict(self.store.counts(queue))
+        del counts['paused']
+        counts['failed'] = counts.pop('dead')
+        return {'queue': queue, **counts}
 
     def _rest(self) -> dict[str, Any]:
         if not self.forward:
@@ -206,8 +202,8 @@ class Migration(AbstractContextManager['Migration']):
         names = self._answering()
         if names:
             raise WrongState(
-                f'{len(names)} workers on the old broker answer a ping: {", ".join(names[:5])}; '
-                'stop them first'
+                f'workers on the old broker answer a ping: {", ".join(names[:5])}'
+                f'{" ..." if len(names) > 5 else ""}; stop them first'
             )
         if waiting:
             raise WrongState(

@@ -16,15 +16,6 @@ __all__ = ('migrate',)
 #: Seconds between two looks with ``--follow``.
 PAUSE = 1.0
 
-_FORWARD = (Column('queue'), Column('ready', right=True), Column('unacked', right=True))
-_BACK = (
-    Column('queue'),
-    Column('ready', right=True),
-    Column('delayed', right=True),
-    Column('waiting', right=True),
-    Column('leased', right=True),
-    Column('failed', right=True),
-)
 _STAYED = (Column('queue'), Column('jobs', right=True), Column('why'))
 
 
@@ -133,28 +124,33 @@ def _run(cli: Cli, migration: Migration, total: int, follow: bool) -> None:
     migration.end()
 
 
+def _table(cli: Cli, records: list[dict[str, Any]], empty: str = '') -> str:
+    """The queues with all numbers that there are."""
+    names = [name for name, value in records[0].items() if type(value) is int] if records else []
+    columns = [Column('queue'), *(Column(name, right=True) for name in names)]
+    return cli.table(records, columns, empty)
+
+
 def _plan(cli: Cli, migration: Migration, plan: dict[str, Any]) -> list[str]:
     texts = [
         f'From {visible(plan["source"])} to {visible(plan["target"])}; nothing was changed.',
-        cli.table(plan['queues'], _FORWARD[:2] if migration.forward else _BACK, 'no queues'),
+        _table(cli, plan['queues'], 'no queues'),
     ]
     return [*texts, *_rest(migration, plan)]
 
 
 def _report(cli: Cli, migration: Migration, report: dict[str, Any]) -> list[str]:
-    columns = _FORWARD if migration.forward else _BACK[:3]
     texts = [
         f'{count(report["moved"])} messages moved in {duration(report["seconds"])}, '
         f'from {visible(report["source"])} to {visible(report["target"])}.',
-        cli.table(report['queues'], columns, ''),
+        _table(cli, report['queues']),
     ]
     if migration.forward and report['delayed']:
         texts.append(f'{count(report["delayed"])} of them have a due time.')
     if report.get('stayed'):
         texts.append('Not moved:\n' + cli.table(report['stayed'], _STAYED))
     if report['left']:
-        left = cli.table(report['left'], _FORWARD[:2] if migration.forward else _BACK)
-        texts.append(f'Left at the source:\n{left}')
+        texts.append('Left at the source:\n' + _table(cli, report['left']))
     return [*texts, *_rest(migration, report)]
 
 

@@ -15,6 +15,7 @@ from click.testing import CliRunner
 
 import celery_ext
 from celery_ext.doctor import CHECKS
+from celery_ext.doctor.patient import Patient
 from kombu_reliable.keys import Keys
 from tests.support.servers import Server
 
@@ -179,13 +180,11 @@ def test_12_a_forgotten_pause(make: Callable[..., Celery]) -> None:
 
 @pytest.mark.parametrize(('skew', 'level'), [(-5, 'warning'), (90, 'problem')])
 def test_13_a_clock_that_is_off(make: Callable[..., Celery], skew: int, level: str) -> None:
-    app = make()
-    operations = app.celery_ext.store.operations
-    operations.now = round((time.time() + skew) * 1000)
-    try:
-        finds(app, 'clock', level, 'behind' if skew < 0 else 'ahead of')
-    finally:
-        operations.now = None
+    patient = Patient(make())
+    patient.store.operations.now = round((time.time() + skew) * 1000)
+    (finding,) = CHECKS['clock'](patient)
+    assert finding.level == level
+    assert ('behind' if skew < 0 else 'ahead of') in finding.text
 
 
 @pytest.mark.parametrize(

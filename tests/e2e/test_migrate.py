@@ -17,6 +17,8 @@ from typing import Any
 import pytest
 import redis
 from celery import Celery
+from celery.bin.celery import celery
+from click.testing import CliRunner
 from kombu import Connection
 
 from celery_ext.migrate import Migration
@@ -240,6 +242,36 @@ def test_due_times_go_there_and_back(
     from datetime import datetime
 
     assert abs(datetime.fromisoformat(eta).timestamp() * 1000 - job.due) < 2
+
+
+def test_the_command(
+    old: Fleet, new: Fleet, store: Store, stock_url: str, client: redis.Redis
+) -> None:  # fmt: skip
+    app = new.app()
+
+    def run(*args: str, code: int = 0, **how: Any) -> Any:
+        done = CliRunner().invoke(
+            celery, ['reliable', 'migrate', *args], default_map={'app': app}, **how
+        )
+        assert done.exit_code == code, (done.output, done.exception)
+        return done
+
+    publish(old.app(), range(3), priority=3)
+    assert 'the other side' in run(code=2).stderr
+    assert 'one side must be' in run('--from', 'redis://a', '--to', 'redis://b', code=1).stderr
+    text = run('--from', stock_url, '--dry-run', env={'COLUMNS': '60'}).stdout
+    assert 'nothing was changed' in text and 'celery      3' in text
+    plan = json.loads(run('--from', stock_url, '--dry-run', '--json').stdout)
+    assert (plan['dry_run'], plan['unacked']) == (True, 0)
+    assert 'Move 3 messages' in run('--from', stock_url, input='n\n', code=1).stderr
+    assert store.jobs.counts('celery').ready == 0
+    assert '3 messages moved' in run('--from', stock_url, input='y\n').stdout
+    report = json.loads(run('--to', stock_url, '-y', '--json').stdout)
+    assert report['queues'] == [{'queue': 'celery', 'ready': 3, 'delayed': 0}]
+    client.lpush('celery', 'no message')
+    text = run('--from', stock_url, '-y', '--keep-priorities', code=1).stdout
+    assert '1 messages could not be read' in text
+    assert [job.priority for job in store.jobs.in_state('celery', 'ready')] == [3, 3, 3]
 
 
 # -- refusals --------------------------------------------------------------------
