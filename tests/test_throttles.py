@@ -7,13 +7,15 @@ from typing import Any
 import pytest
 
 from kombu_reliable.errors import InvalidArgument, InvalidMessage
-from kombu_reliable.keys import FAMILIES
-from kombu_reliable.store import Store
+from kombu_reliable.keys import FAMILIES, Keys
+from kombu_reliable.options import Options
+from kombu_reliable.store import Operations, Store
 from kombu_reliable.store.limits import Limit, interval
 from kombu_reliable.store.throttles import Throttle
 from kombu_reliable.transport.throttles import FAIR_KEY, THROTTLES, take_lane
 from kombu_reliable.types import Claimed, Delivery, Outgoing, QueueCounts, Verdict
 from tests.conftest import START
+from tests.support.servers import Server
 from tests.test_scripts import Bench
 
 ACK, FAIL, REQUEUE, RELEASE = Verdict.ACK, Verdict.FAIL, Verdict.REQUEUE, Verdict.RELEASE
@@ -772,3 +774,43 @@ def test_headers() -> None:
     assert lane('a', 'b')[:24] != text[:24]
     assert take_lane({}) is None
     assert take_lane({THROTTLES: []}) == ''
+
+
+# -- what it costs ---------------------------------------------------------------------------
+
+
+def _script_time(client: Any) -> float:
+    """Microseconds that scripts have taken so far."""
+    return float(client.info('commandstats')['cmdstat_evalsha']['usec'])
+
+
+@pytest.mark.parametrize('count', [5_000, pytest.param(100_000, marks=pytest.mark.matrix)])
+def test_blocked_jobs_cost_the_others_next_to_nothing(
+    server: Server, database: int, count: int
+) -> None:
+    """Claims of plain jobs, where nothing is throttled and with blocked ones in front of them."""
+    with server.client(db=database) as client:
+        plain, blocked = (
+            Throttled(Store(client, Operations(Keys(prefix=prefix), Options(), START)))
+            for prefix in ('plain', 'blocked')
+        )
+        blocked.send('runs', by=one(concurrency=1))
+        blocked.take(1)
+        for first in range(0, count, 200):
+            blocked.send(*(f'b{first + number}' for number in range(200)), by=one())
+        assert blocked.take() == [] and blocked.counts().throttled == count
+
+        def claims(bench: Throttled) -> float:
+            bench.put(*(f'j{number}' for number in range(100)))
+            before = _script_time(client)
+            held = [bench.take(4) for _ in range(25)]
+            spent = _script_time(client) - before
+            for deliveries in held:
+                assert len(deliveries) == 4
+                bench.settle(ACK, *deliveries)
+            return spent
+
+        # The best of many: whatever else the machine does comes on top.
+        rounds = [(claims(plain), claims(blocked)) for _ in range(30)]
+        without, with_them = (min(column) for column in zip(*rounds, strict=True))
+        assert with_them < 1.3 * without, f'{with_them:.0f} us instead of {without:.0f}'
