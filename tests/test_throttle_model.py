@@ -195,7 +195,7 @@ class Throttles(RuleBasedStateMachine):
             return  # it was moved since
         (status,) = self.store.run(self.store.operations.settle([one]))
         expected = self.model.settle(verdict, delivery)
-        assert (status == 1) == (expected == 1 or delivery.token in self.retried)
+        assert (status == 1) == (expected == 1) or delivery.token in self.retried
 
     @precondition(lambda self: self.held)
     @rule(pick=picks)
@@ -207,7 +207,7 @@ class Throttles(RuleBasedStateMachine):
         (status,) = self.store.run(self.store.operations.renew([(one.queue, one.id, one.token)]))
         self.model.hear()
         expected = self.model.renew(one)
-        assert (status == 1) == (expected == 1 or one.token in self.retried)
+        assert (status == 1) == (expected == 1) or one.token in self.retried
 
     @precondition(lambda self: self.held)
     @rule()

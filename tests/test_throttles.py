@@ -776,6 +776,58 @@ def test_headers() -> None:
     assert take_lane({THROTTLES: []}) == ''
 
 
+# -- foreign and damaged data ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    'family',
+    ['tickets', 'throttled', 'lane', 'lane_info', 'limits', 'held', 'pending', 'parked',
+     'parked_lanes', 'rates'],
+)  # fmt: skip
+@pytest.mark.parametrize('when', ['parked', 'shown'])
+def test_foreign_data_stops_no_queue(bench: Throttled, family: str, when: str) -> None:
+    limit = one(concurrency=1, rate='1000/s')
+    bench.send('a', by=limit)
+    held = bench.take() if when == 'parked' else []
+    bench.send('b', by=limit)
+    bench.send('other', by=one('U', concurrency=1))
+    digest = lane(limit).split('"')[3]
+    names = {
+        'tickets': bench.keys.tickets('q'), 'throttled': bench.keys.throttled('q'),
+        'lane': bench.keys.lane(digest + 'q'), 'lane_info': bench.keys.lane_info(digest + 'q'),
+        'parked_lanes': bench.keys.parked_lanes('T', 'q'),
+    }  # fmt: skip
+    key = names.get(family) or getattr(bench.keys, family)('T')
+    bench.take(0)
+    bench.client.delete(key)
+    if family == 'rates':
+        bench.client.hset(key, 'foreign', 1)
+    else:
+        bench.client.set(key, 'foreign')
+    bench.put('x')
+    bench.send('c', by=limit)
+    seen = ids(held)
+    for _ in range(8):
+        bench.settle(ACK, *held)
+        bench.wait(100)
+        held = bench.take()
+        seen += ids(held)
+    assert {'x', 'other', 'c'} <= set(seen)
+    lost = {'a', 'b'} - set(seen)
+    assert not lost or family == 'lane', 'only the members of what was overwritten'
+    assert bench.counts() == QueueCounts(0, 0, 0, 0, throttled=len(lost))
+
+
+def test_a_slot_of_somebody_who_is_gone_is_free(bench: Throttled) -> None:
+    bench.send('a', 'b', by=one(concurrency=1))
+    bench.take()
+    bench.client.delete(bench.keys.owners, bench.keys.leased('q'), bench.keys.extra('a'))
+    assert bench.held() == ['a']
+    bench.send('c', by=one(), rank=9)
+    assert bench.take_ids() == ['c']
+    assert bench.held() == ['c']
+
+
 # -- what it costs ---------------------------------------------------------------------------
 
 
