@@ -30,6 +30,7 @@ local function lanes()
     return made_lanes
   end
   local SPREAD = 100 -- queues in which a throttle that has room shows a ticket
+  local RESTORED = 500 -- jobs that are looked at when foreign data is in the way
   local RANK = 35184372088832 -- see lib/place.lua
   local now, limits = clock(), limiting()
   local ours, blocked = limits.ours, limits.blocked
@@ -50,6 +51,18 @@ local function lanes()
   local function wanted(id)
     local text = redis.pcall('HGET', EXTRA .. id, 'lane')
     return type(text) == 'string' and decode(text), text
+  end
+
+  local restore
+
+  local function tickets(queue, command, ...)
+    local reply = redis.pcall(command, TICKETS .. queue, ...)
+    if type(reply) == 'table' and reply.err then
+      redis.call('UNLINK', TICKETS .. queue) -- foreign data
+      restore(queue)
+      reply = redis.call(command, TICKETS .. queue, ...)
+    end
+    return reply
   end
 
   local function parked_lanes(name, queue)
@@ -77,7 +90,7 @@ local function lanes()
     local lane, at = unpack(ours(key, 'ZPOPMIN'))
     if lane then
       ours(LANE_INFO .. lane, 'HDEL', 'p')
-      ours(TICKETS .. queue, 'ZADD', at, lane)
+      tickets(queue, 'ZADD', at, lane)
       arm(queue)
     end
     if redis.call('EXISTS', key) == 0 then
@@ -105,7 +118,7 @@ local function lanes()
     ours(LANE_INFO .. lane, 'HSET', 'p', name)
     ours(parked_lanes(name, queue), 'ZADD', at, lane)
     ours(PARKED .. name, 'ZADD', 'NX', now, queue)
-    ours(TICKETS .. queue, 'ZREM', lane)
+    tickets(queue, 'ZREM', lane)
     if reason ~= true then
       look_at(name, reason)
     end
@@ -170,7 +183,7 @@ local function lanes()
       parked = redis.call('HGET', LANE_INFO .. lane, 'p')
     end
     if not parked then
-      ours(TICKETS .. queue, 'ZADD', 'LT', at, lane)
+      tickets(queue, 'ZADD', 'LT', at, lane)
       return true
     end
     local key = parked_lanes(parked, queue)
@@ -198,7 +211,7 @@ local function lanes()
       end
       return
     end
-    ours(TICKETS .. queue, 'ZREM', lane)
+    tickets(queue, 'ZREM', lane)
     if parked then
       local key = parked_lanes(parked, queue)
       ours(key, 'ZREM', lane)
@@ -288,11 +301,11 @@ local function lanes()
     if not want then
       -- Damage; the first job says who they are, if there is one.
       local first = ours(LANE .. lane, 'ZRANGE', 0, 0)[1]
-      ours(TICKETS .. queue, 'ZREM', lane)
+      tickets(queue, 'ZREM', lane)
       local found, said = wanted(first or '')
       if found and found.d .. queue == lane then
         redis.call('HSET', LANE_INFO .. lane, 't', said)
-        ours(TICKETS .. queue, 'ZADD', at, lane)
+        tickets(queue, 'ZADD', at, lane)
       end
       return 0, false
     end
@@ -325,12 +338,23 @@ local function lanes()
       -- The others have their turn before the next one of the same rank.
       local _, first = unpack(redis.call('ZRANGE', LANE .. lane, 0, 0, 'WITHSCORES'))
       local rank = -math.floor(tonumber(first) / RANK)
-      ours(TICKETS .. queue, 'ZADD', place(rank, redis.call('HINCRBY', META, 'seq', 1)), lane)
+      tickets(queue, 'ZADD', place(rank, redis.call('HINCRBY', META, 'seq', 1)), lane)
     end
     return started, true
   end
 
-  local all = {arrange = arrange, enter = enter_lane, forget_unused = forget_unused, free = free}
+  -- Gives the lanes of a queue that has lost its tickets new ones, as far as they are at its front.
+  restore = function(queue)
+    for _, id in ipairs(ours(THROTTLED .. queue, 'ZRANGE', 0, RESTORED - 1)) do
+      local want = wanted(id)
+      if want then
+        arrange(queue, want.d .. queue, want)
+      end
+    end
+  end
+
+  local all = {arrange = arrange, tickets = tickets, enter = enter_lane, free = free}
+  all.forget_unused = forget_unused
   all.later, all.leave, all.limits, all.opened, all.ours = look_at, leave_lane, limits, opened, ours
   all.rearrange, all.serve, all.take, all.wanted = rearrange, serve, take, wanted
   all.published = published

@@ -11,10 +11,6 @@ local function claim_in_turn(queue, most, idle, claim_ready, deliver)
   local LOOKS = 100 -- lanes that a claim looks at
   local all, claimed = lanes(), 0
 
-  local function front(key)
-    return all.ours(key, 'ZRANGE', 0, 1, 'WITHSCORES')
-  end
-
   -- How many stand in front of a place; foreign data is found by who claims it.
   local function in_front(at)
     local count = redis.pcall('ZCOUNT', READY .. queue, '-inf', '(' .. at)
@@ -25,7 +21,7 @@ local function claim_in_turn(queue, most, idle, claim_ready, deliver)
     if claimed >= most or claimed >= idle then
       break
     end
-    local lane, at, _, second = unpack(front(TICKETS .. queue))
+    local lane, at, _, second = unpack(all.tickets(queue, 'ZRANGE', 0, 1, 'WITHSCORES'))
     if not lane then
       break
     end
