@@ -12,11 +12,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from celery import shared_task, states
+from celery.backends.base import DisabledBackend
 from celery.exceptions import Ignore, TaskRevokedError
+from celery.utils.log import get_logger
 
 from kombu_reliable import DuplicateJob
 
 __all__ = ('NAME', 'connect', 'result_of')
+
+logger = get_logger(__name__)
 
 NAME = 'celery_ext.follow'
 
@@ -64,19 +68,22 @@ def connect() -> None:
 def _follow(self: Any, holder: str) -> Any:
     """Ends as another job has ended."""
     result = self.app.AsyncResult(holder)
-    state = result.state
+    kept = not isinstance(self.app.backend, DisabledBackend)
+    state = result.state if kept else states.PENDING
     if state == states.SUCCESS:
         return result.result
-    if state not in states.READY_STATES:
-        if self.request.retries < len(PAUSES):
-            raise self.retry(countdown=PAUSES[self.request.retries])
-        error: Any = DuplicateJob(f'task {holder} has ended and left no result', holder)
-    else:
+    if state in states.READY_STATES:
         error = result.result
         if not isinstance(error, BaseException):
             error = TaskRevokedError(str(error))
+    elif kept and self.request.retries < len(PAUSES):
+        raise self.retry(countdown=PAUSES[self.request.retries])
+    else:
+        why = 'has left no result' if kept else 'can leave no result: there is no result backend'
+        error = DuplicateJob(f'task {holder}, which was there already, {why}', holder)
+    logger.error('Task %s ends as task %s did: %r', self.request.id, holder, error)
     # No dead letter: that of the other job is enough.
     self.backend.mark_as_failure(
-        self.request.id, error, traceback=result.traceback, request=self.request
+        self.request.id, error, traceback=result.traceback if kept else None, request=self.request
     )
     raise Ignore

@@ -41,7 +41,7 @@ def _on_task_prerun(task: Any, **others: Any) -> None:
         return
     for pause in PAUSES:
         try:
-            _store(task.app).jobs.unlock(job or pack_id(request.id), token)
+            _store(task.app).unlock(job or pack_id(request.id), token)
             return
         except Exception as error:
             problem = error

@@ -501,10 +501,10 @@ def test_a_dead_letter_that_goes_frees_nothing(store: Store) -> None:
 def test_a_key_that_is_free_from_the_start(store: Store) -> None:
     put(store, '=a')
     (held,) = take(store)
-    assert not store.jobs.unlock('=a', 'another token')
+    assert not store.unlock('=a', 'another token')
     assert put(store, '=b') == '!skip =a'  # a worker has it, but it does not run yet
-    assert store.jobs.unlock('=a', held.token)
-    assert not store.jobs.unlock('=a', held.token)
+    assert store.unlock('=a', held.token)
+    assert not store.unlock('=a', held.token)
     assert put(store, '=b') == '=b'
     settle(store, held)
     assert put(store, '=c') == '!skip =b'
@@ -515,7 +515,7 @@ def test_an_old_run_frees_nothing(store: Store) -> None:
     (late,) = take(store)
     pass_time(store, LEASE + 1)
     take(store)
-    assert not store.jobs.unlock('=a', late.token)
+    assert not store.unlock('=a', late.token)
     assert put(store, '=b') == '!skip =a'
 
 

@@ -228,7 +228,7 @@ class Uniques(RuleBasedStateMachine):
         if job is None or job.delivery is None:
             return
         has = self.rules.locks.get(job.key, ('', 0))[0] == job.id
-        assert self.store.jobs.unlock(job.id, job.delivery.token) == has
+        assert self.store.unlock(job.id, job.delivery.token) == has
         self.rules.free(job)
 
     @rule(number=picks)

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from celery import Celery, chain, chord, group, shared_task, signals
+from celery import Celery, chain, chord, group, shared_task, signals, states
 
 import celery_ext
 from celery_ext import DuplicateJob, InertWarning, InvalidArgument, InvalidTemplate, unique
@@ -346,4 +346,26 @@ def test_eager_tasks_and_other_brokers(app: Any) -> None:
     with pytest.warns(InertWarning, match='unique'):
         elsewhere.apply()
     assert ran == [1]
+    other.close()
+
+
+# -- who follows -----------------------------------------------------------------------------
+
+
+def test_who_follows_takes_over_what_there_is(app: Any, caplog: Any) -> None:
+    follow = app.tasks[FOLLOW]
+    app.backend.store_result('fine', 7, states.SUCCESS)
+    assert follow.apply(('fine',)).get() == 7
+    failed = ValueError('as told')
+    app.backend.store_result('failed', failed, states.FAILURE)
+    for holder, text in (('failed', 'as told'), ('unknown', 'has left no result')):
+        ended = follow.apply((holder,), task_id=f'follows-{holder}')
+        assert ended.state == states.IGNORED  # no dead letter
+        with pytest.raises(Exception, match=text):
+            app.AsyncResult(f'follows-{holder}').get(1)
+
+    other = Celery('shop', broker='reliable+fakeredis://none', set_as_current=False)
+    celery_ext.install(other)
+    other.tasks[FOLLOW].apply(('fine',))
+    assert 'there is no result backend' in caplog.text
     other.close()

@@ -163,15 +163,6 @@ class Jobs:
         """
         self._act(target, 'replay', lambda job: self.operations.replay([job]), failed=True)
 
-    def unlock(self, key: str, token: str) -> bool:
-        """Gives up the unique key of a job at the start of its run, if it still has one.
-
-        Args:
-            key: of the job.
-            token: of the delivery by which it runs; an old one changes nothing.
-        """
-        return self._store.repeat(self.operations.unlock(key, token)) > 0
-
     def discard(self, target: Target) -> None:
         """Deletes a dead letter, or a completed job that is kept."""
         self._act(target, 'discard', lambda job: self.operations.discard([job]), failed=True)

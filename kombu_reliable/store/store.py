@@ -281,6 +281,15 @@ class Store:
         """
         self.repeat(self.operations.tell_ends(queue))
 
+    def unlock(self, job: str, token: str) -> bool:
+        """Gives up the unique key of a job at the start of its run, if it still has one.
+
+        Args:
+            job: its key.
+            token: of the delivery by which it runs; an old one changes nothing.
+        """
+        return self.repeat(JobOperations(self.operations).unlock(job, token)) > 0
+
     def notice(self, queue: str) -> None:
         """Remembers a queue that nobody may have declared, so that it is listed."""
         self.repeat(JobOperations(self.operations).notice([queue]))

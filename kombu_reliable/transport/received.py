@@ -109,7 +109,7 @@ class Message(virtual.Message):
             Whether the message still had it.
         """
         job = self.channel and self.channel.keeper.job_of(self.delivery_tag)
-        return bool(job) and self.channel.store.jobs.unlock(job, self.delivery_tag)
+        return bool(job) and self.channel.store.unlock(job, self.delivery_tag)
 
     @property
     def lost(self) -> bool:

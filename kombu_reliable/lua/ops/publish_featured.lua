@@ -62,7 +62,10 @@ end
 
 -- Whether a message is not to be stored, because another job has its unique key; who has.
 local function is_in_the_way(unique, number, now)
-  local holder, leader = make_way(unique, now)
+  local holder, leader
+  if redis.call('EXISTS', UNIQUE .. unique.key) == 1 then
+    holder, leader = make_way(unique, now)
+  end
   if holder and #ARGV == ALONE then
     -- Nothing was stored.  Who has not got the answer asks again, and must not be told that his
     -- message is there.
