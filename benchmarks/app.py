@@ -30,7 +30,8 @@ app.conf.update(
 )
 
 if os.environ.get('BENCH_EXTENSION'):
-    importlib.import_module('celery_ext').install(app)
+    counting = os.environ['BENCH_EXTENSION'] != 'without statistics'
+    importlib.import_module('celery_ext').install(app, stats=counting)
 
 
 @cache

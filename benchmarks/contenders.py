@@ -33,6 +33,8 @@ class Contender:
     module: str | None = None
     #: Whether its app has celery_ext installed.
     extension: bool = False
+    #: Whether its workers count then.
+    stats: bool = True
 
     def connection(self) -> Connection:
         if self.module:

@@ -249,7 +249,7 @@ class Bench:
             'BENCH_BROKER': contender.url,
             'BENCH_OPTIONS': json.dumps(contender.options),
             'BENCH_MODULE': contender.module or '',
-            'BENCH_EXTENSION': '1' if contender.extension else '',
+            'BENCH_EXTENSION': _extension(contender),
             'BENCH_INBOX': inbox.path if inbox else '',
         }
 
@@ -292,3 +292,9 @@ class Bench:
                     return 0  # kombu's redis: an empty list is no list
 
             yield size
+
+
+def _extension(contender: Contender) -> str:
+    if not contender.extension:
+        return ''
+    return 'with statistics' if contender.stats else 'without statistics'

@@ -28,7 +28,7 @@ def connect() -> None:
         Control.revoke = _durable(_revoke)
 
 
-def broadcast_revoke(app: Any, task_id: str, terminate: bool, signal: str) -> None:
+def broadcast_revoke(app: Any, task_id: str | list[str], terminate: bool, signal: str) -> None:
     """Celery's own message to all workers."""
     _revoke(app.control, task_id, terminate=terminate, signal=signal)
 

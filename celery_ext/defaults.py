@@ -17,12 +17,16 @@ from celery_ext.broker import is_ours, warn_inert
 if TYPE_CHECKING:
     from celery_ext.installation import Extension
 
-__all__ = ('SAFE', 'watch')
+__all__ = ('OUR_SCHEDULER', 'SAFE', 'watch')
 
 logger = logging.getLogger('celery_ext')
 
 #: What is set where the user set nothing.
 SAFE = {'task_acks_late': True, 'task_reject_on_worker_lost': True}
+
+#: What ``celery beat`` runs unless the user has chosen a scheduler: with Celery's own, what the
+#: workers fire would be fired twice.
+OUR_SCHEDULER = 'celery_ext.schedules:Scheduler'
 
 
 def watch(extension: Extension) -> None:
@@ -54,6 +58,8 @@ def _apply(app: Any) -> dict[str, Any]:
     given = Settings({}, conf.maps[:-1], conf._keys, conf.prefix)
     chosen = {name: value for name, value in SAFE.items() if name not in given}
     conf.maps[-1].update(chosen)
+    if 'beat_scheduler' not in given:
+        conf.maps[-1]['beat_scheduler'] = OUR_SCHEDULER
     return chosen
 
 

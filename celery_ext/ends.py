@@ -23,6 +23,7 @@ from kombu.serialization import prepare_accept_content
 from kombu.utils.encoding import safe_repr
 
 from celery_ext.failures import describe
+from celery_ext.recorder import recorder_of
 from celery_ext.reports import Report
 from kombu_reliable import Verdict, open_envelope
 
@@ -133,6 +134,7 @@ def tell(consumer: Any, message: Any) -> None:
         _tell_cancel(consumer, report, end['reason'])
     else:
         _tell_failure(consumer, report, end['reason'])
+        _count_failure(consumer, end, report.request.task)
 
 
 def _message(end: dict[str, Any], sealed: bytes, app: Any) -> Message:
@@ -156,6 +158,13 @@ def _tell_failure(consumer: Any, report: Report, reason: str) -> None:
             kwargs=request.kwargs, traceback=einfo.traceback, einfo=einfo,
         )  # fmt: skip
     _event(consumer, 'task-failed', request.id, exception=safe_repr(error), traceback='')
+
+
+def _count_failure(consumer: Any, end: dict[str, Any], task: str) -> None:
+    recorder = recorder_of(consumer.app)
+    if recorder is not None:
+        lost = end['reason'] == 'lost'  # else it was counted by him who got it next
+        recorder.happened(end['queue'], task, *(('failed', 'stalled') if lost else ('failed',)))
 
 
 def _tell_cancel(consumer: Any, report: Report, reason: str) -> None:

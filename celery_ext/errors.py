@@ -8,7 +8,9 @@ __all__ = (
     'ForeignBroker',
     'InertWarning',
     'InvalidDependency',
+    'InvalidSchedule',
     'InvalidTemplate',
+    'UnknownSchedule',
 )
 
 
@@ -18,6 +20,14 @@ class ForeignBroker(ReliableError):
 
 class InvalidDependency(ReliableError, ValueError):
     """Something in ``depends_on`` names no task, or the policy is unknown."""
+
+
+class InvalidSchedule(ReliableError, ValueError):
+    """A schedule that makes no sense, never fires, or cannot be kept as data."""
+
+
+class UnknownSchedule(ReliableError, LookupError):
+    """No schedule has this name."""
 
 
 class InvalidTemplate(ReliableError, ValueError):

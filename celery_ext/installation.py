@@ -3,19 +3,39 @@
 from __future__ import annotations
 
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from celery import current_app
 
 import kombu_reliable
-from celery_ext import bridge, control, defaults, next_run, options, request
+from celery_ext import (
+    bridge,
+    control,
+    defaults,
+    following,
+    next_run,
+    options,
+    recorder,
+    request,
+    schedule_step,
+    starts,
+    tracking,
+)
 from celery_ext.broker import require
+from celery_ext.current import CurrentJob, current_job
 from celery_ext.dead import DeadLetters
 from celery_ext.ends import ENDS
+from celery_ext.events import Events
 from celery_ext.fairness import Turns
 from celery_ext.jobs import Jobs
 from celery_ext.queues import Queues
+from celery_ext.stats import Statistics
+from celery_ext.tags import Tags
 from celery_ext.throttles import Throttles
+from celery_ext.workers import Workers
+
+if TYPE_CHECKING:
+    from celery_ext.schedules import Schedules
 
 __all__ = ('Extension', 'install')
 
@@ -31,8 +51,10 @@ class Extension:
         >>> for job in ext.dead: print(job.failure)
     """
 
-    def __init__(self, app: Any) -> None:
+    def __init__(self, app: Any, counts: bool = True) -> None:
         self.app = app
+        #: Whether its workers count what becomes of tasks.
+        self.counts = counts
         #: The settings that were set because the user had left them open.
         self.defaults: dict[str, Any] = {}
         #: Tasks that had read the configuration before that.
@@ -40,8 +62,19 @@ class Extension:
         self.jobs = Jobs(self)
         self.queues = Queues(self)
         self.dead = DeadLetters(self)
+        self.tags = Tags(self)
+        self.events = Events(self)
+        self.stats = Statistics(self)
+        self.workers = Workers(self)
         self.throttles = Throttles(self)
         self.turns = Turns(app)
+
+    @cached_property
+    def schedules(self) -> Schedules:
+        """What fires when."""
+        from celery_ext.schedules import Schedules
+
+        return Schedules(self)
 
     @cached_property
     def store(self) -> kombu_reliable.Store:
@@ -56,11 +89,15 @@ class Extension:
         store.tell_ends_to(ENDS)
         return store
 
+    def current_job(self) -> CurrentJob | None:
+        """The job of the task that runs here; None outside of tasks."""
+        return current_job(self)
+
     def __repr__(self) -> str:
         return f'<celery_ext for {self.app.main or "app"}>'
 
 
-def install(app: Any = None) -> Extension:
+def install(app: Any = None, *, stats: bool = True) -> Extension:
     """Installs the extension for an app; a second call returns what the first one made.
 
     Call it where the app is made, before its configuration is needed.  Nothing is read and
@@ -71,6 +108,7 @@ def install(app: Any = None) -> Extension:
 
     Args:
         app: the Celery app; the current one unless given.
+        stats: whether its workers count how long tasks wait and run, and how often they fail.
 
     Example:
         >>> app = Celery('shop')
@@ -83,13 +121,18 @@ def install(app: Any = None) -> Extension:
     known: Extension | None = app.__dict__.get('celery_ext')
     if known is not None:
         return known
-    extension = app.celery_ext = Extension(app)
+    extension = app.celery_ext = Extension(app, stats)
     kombu_reliable.register()
     bridge.connect()
     next_run.connect()
+    starts.connect()
+    following.connect()
     request.connect(app)
+    recorder.connect(app)
+    schedule_step.connect(app)
     options.connect()
     options.watch_app(app)
+    tracking.connect()
     control.connect()
     defaults.watch(extension)
     return extension

@@ -11,6 +11,7 @@ from celery_ext.dependencies import normalize
 from celery_ext.moments import due_time, moment
 from celery_ext.options import DEPENDS_ON, POLICY
 from kombu_reliable import (
+    InvalidArgument,
     JobInfo,
     UnknownJob,
     WrongState,
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = ('Canceled', 'Dependencies', 'Event', 'Failure', 'Job', 'State', 'task_id')
 
-State = Literal['delayed', 'waiting', 'ready', 'throttled', 'leased', 'failed']
+State = Literal['delayed', 'waiting', 'ready', 'throttled', 'leased', 'failed', 'completed']
 Canceled = Literal['gone', 'requested', 'unknown']
 
 
@@ -34,18 +35,21 @@ def task_id(which: Any) -> str:
 
 
 class Event(NamedTuple):
-    """Something that happened to a job, other than being published, run and done.
+    """Something that happened to a job, or that its task has logged.
 
     Args:
         at: when.
-        event: ``requeued``, ``lost``, ``moved``, ``replayed``, ``retried``,
-            ``failed`` ...
-        detail: who, where or why; may be empty.
+        event: ``requeued``, ``lost``, ``moved``, ``replayed``, ``retried``, ``failed`` ...; of
+            jobs that are tagged, tracked or kept also ``put``, ``popped`` (by the worker in
+            ``detail``) and ``completed``; ``log`` for what its task has told.
+        detail: who, where or why; what was logged; may be empty.
+        data: what was logged with it.
     """
 
     at: datetime
     event: str
     detail: str = ''
+    data: Any = None
 
 
 class Failure(NamedTuple):
@@ -167,7 +171,8 @@ class Job:
     @property
     def state(self) -> State:
         """``delayed``, ``waiting`` (for other jobs), ``ready``, ``throttled`` (in the line of its
-        throttles, or for its turn), ``leased`` (by a worker) or ``failed``."""
+        throttles, or for its turn), ``leased`` (by a worker), ``failed``, or ``completed`` and
+        kept for a while."""
         return self.info.state
 
     @property
@@ -231,11 +236,32 @@ class Job:
 
     @property
     def history(self) -> list[Event]:
-        """What happened to it, the oldest first; a task that simply succeeds has none."""
+        """What happened to it, the oldest first; one that simply succeeds has none, unless it is
+        tagged, tracked or kept."""
         return [
-            Event(datetime.fromtimestamp(event.at / 1000, UTC), event.event, event.detail)
+            Event(datetime.fromtimestamp(event.at / 1000, UTC), *event[1:])
             for event in self.info.history
         ]
+
+    @property
+    def tags(self) -> tuple[str, ...]:
+        """Its tags."""
+        return self.info.tags
+
+    @property
+    def tracked(self) -> bool:
+        """Whether it tells what befalls it, see ``ext.events``."""
+        return self.info.tracked
+
+    @property
+    def progress(self) -> float | None:
+        """How far it is, from 0 to 1, as its task has said last; None if it says nothing."""
+        return self.info.progress
+
+    @property
+    def completed_at(self) -> datetime | None:
+        """When it succeeded; None unless it is kept as completed."""
+        return moment(self.info.completed_at)
 
     @cached_property
     def headers(self) -> dict[str, Any]:
@@ -288,7 +314,7 @@ class Job:
         return self.acted(self.store.replay(self.info))
 
     def discard(self) -> None:
-        """Deletes a dead letter."""
+        """Deletes a dead letter, or a completed job that is kept."""
         self.store.discard(self.info)
 
     def move(self, queue: str) -> Job:
@@ -310,6 +336,40 @@ class Job:
         """
         due = due_time(self.extension.app, when, countdown)
         return self.acted(self.store.reschedule(self.info, due))
+
+    def tag(self, *tags: str) -> Job:
+        """Gives it tags, besides those that it has.
+
+        Raises:
+            InvalidArgument: it would have too many.
+        """
+        self._marked(self._tags.add([self.info.key], tags))
+        return self.acted()
+
+    def untag(self, *tags: str) -> Job:
+        """Takes tags from it."""
+        self._marked(self._tags.remove([self.info.key], tags))
+        return self.acted()
+
+    def track(self) -> Job:
+        """Has it tell from now on what befalls it."""
+        self._marked(self._tags.track([self.info.key], self.task))
+        return self.acted()
+
+    def untrack(self) -> Job:
+        """Has it tell nothing any more."""
+        self._marked(self._tags.untrack([self.info.key]))
+        return self.acted()
+
+    @property
+    def _tags(self) -> Any:
+        return self.extension.store.tags
+
+    def _marked(self, statuses: Sequence[str]) -> None:
+        if statuses[0] == 'unknown':
+            raise UnknownJob(f'task {self.id} has ended since it was looked at')
+        if statuses[0] == 'too-many':
+            raise InvalidArgument(f'task {self.id} would have too many tags; it keeps its own')
 
     def acted(self, _: None = None) -> Job:
         """Looks again after an action."""

@@ -7,22 +7,37 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from celery_ext import control
+from celery_ext.current import CurrentJob, current_job
 from celery_ext.job import Canceled, Job, State, task_id
 from kombu_reliable import JobInfo, UnknownJob, WrongState
 
 if TYPE_CHECKING:
     from celery_ext.installation import Extension
 
-__all__ = ('PAGE', 'Jobs')
+__all__ = ('PAGE', 'Jobs', 'Page')
 
 #: How many jobs a listing returns unless it is told otherwise.
 PAGE = 100
 
 
+class Page(list[Job]):
+    """A part of the jobs that were asked for.
+
+    Args:
+        jobs: those.
+        next: where to go on: ``after=page.next``; ``''`` if there are no more.
+    """
+
+    def __init__(self, jobs: Iterable[Job], next: str) -> None:
+        super().__init__(jobs)
+        self.next = next
+
+
 class Jobs:
     """The tasks that have not ended, and those that have failed.
 
-    A job that has succeeded is gone.  Where an id is asked for, a result or a job serves as well.
+    A job that has succeeded is gone, unless it is tagged, tracked, or was to be kept for a while.
+    Where an id is asked for, a result or a job serves as well.
 
     Example:
         >>> ext.jobs[result.id].state
@@ -69,6 +84,47 @@ class Jobs:
         """All jobs under an id, the newest first: an id that is used twice is two jobs."""
         return self.wrap(self._store.all(task_id(which)))
 
+    def by_key(self, which: Any, key: str) -> Job:
+        """One of the jobs under an id, by its own name in the store.
+
+        Raises:
+            UnknownJob: it has ended.
+        """
+        for job in self.all(which):
+            if job.info.key == key:
+                return job
+        raise UnknownJob(f'task {task_id(which)} has ended')
+
+    @property
+    def current(self) -> CurrentJob | None:
+        """The job of the task that runs here; None outside of tasks."""
+        return current_job(self._extension)
+
+    def tagged(
+        self, *tags: str, any: bool = False, offset: int = 0, limit: int = PAGE, after: str = ''
+    ) -> Page:
+        """A page of the jobs that have all of some tags, the newest first.
+
+        Jobs that wait or run, dead letters, and completed ones that are kept.  With one tag any
+        page costs the same.  With several, the jobs in front of a page are gone through, but not
+        more than 10,000 at once: then the page is shorter than asked for, and ``after`` goes on.
+
+        Args:
+            tags: one or more.
+            any: those that have any of the tags.
+            offset: how many to pass over.
+            limit: how many to return at most.
+            after: goes on where :attr:`Page.next` says; cheaper than an offset.
+        """
+        found = self._extension.store.tags.find(
+            tags, any=any, offset=offset, limit=limit, after=after
+        )
+        return Page(self.wrap(self._store.look(found.keys)), found.next)
+
+    def tracked(self, offset: int = 0, limit: int = PAGE) -> list[Job]:
+        """A page of the jobs that tell what befalls them, the newest first."""
+        return self.wrap(self._store.look(self._extension.store.tags.tracked(offset, limit)))
+
     def in_state(
         self, state: State, queue: str | None = None, offset: int = 0, limit: int = PAGE
     ) -> list[Job]:
@@ -76,10 +132,11 @@ class Jobs:
 
         Ready and throttled ones come in the order in which they will start, as far as their
         throttles let them, delayed and waiting ones by due time, leased ones by the end of their
-        lease, dead letters from the newest.
+        lease, dead letters and completed ones from the newest.
 
         Args:
-            state: ``delayed``, ``waiting``, ``ready``, ``throttled``, ``leased`` or ``failed``.
+            state: ``delayed``, ``waiting``, ``ready``, ``throttled``, ``leased``,
+                ``failed`` or ``completed``.
             queue: only this queue; else all, one queue after the other.
             offset: how many to pass over.
             limit: how many to return at most.
@@ -121,7 +178,7 @@ class Jobs:
 
         Raises:
             HasDependents: others wait for it, and ``cascade`` was not asked for.
-            WrongState: it is a dead letter; discard it instead.
+            WrongState: it is a dead letter, or has completed and is kept; discard it instead.
         """
         name = task_id(which)
         answer: Canceled = self._store.cancel(

@@ -15,7 +15,7 @@ from typing import Any
 from celery.app.task import Task
 from celery.canvas import Signature, _chain, _chord, group
 
-from celery_ext import features
+from celery_ext import features, uniqueness
 from celery_ext.broker import require, warn_inert
 from celery_ext.dependencies import normalize, normalize_policy
 from celery_ext.features import feature, inert_options, normalize_options
@@ -51,6 +51,8 @@ def watch_app(app: Any) -> None:
         if name.startswith('celery.') and args:
             # Celery's own tasks carry signatures as arguments.
             _prepare_nested(args)
+        if uniqueness.KEY in (options.get('headers') or ()):
+            return uniqueness.send(app, send_task, name, args, kwargs, rest, options)
         return send_task(name, args, kwargs, *rest, **options)
 
     send.translates_options = True  # type: ignore[attr-defined]

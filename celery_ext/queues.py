@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from datetime import date
 from typing import TYPE_CHECKING, Any
 
 from celery_ext.ends import ENDS
-from kombu_reliable import QueueCounts
+from celery_ext.ticks import TICKS
+from kombu_reliable import QueueCounts, Stats
 
 if TYPE_CHECKING:
     from celery_ext.installation import Extension
@@ -110,6 +112,11 @@ class Queue:
         chosen = states or ('ready', 'throttled', 'delayed', 'waiting')
         return int(self._store.purge(self.name, chosen, progress))
 
+    def stats(self, task: str | None = None, day: date | str | None = None, days: int = 1) -> Stats:
+        """How long its jobs waited and ran, and how often they failed: see
+        :class:`.Statistics`."""
+        return self._extension.stats(self.name, task, day, days)
+
     def __len__(self) -> int:
         """How many jobs wait in it to be started, now or later."""
         counts = self.counts()
@@ -139,9 +146,11 @@ class Queues:
         return (self[name] for name in self.names())
 
     def names(self) -> list[str]:
-        """The names of the queues that were declared or hold something.  The one in which
-        workers are told of ends that none of them has seen is left out."""
-        return [name for name in self._extension.store.jobs.queues() if name != ENDS]
+        """The names of the queues that were declared or hold something.  Those in
+        which workers are told of ends that none of them has seen, and of schedules that are due,
+        are left out."""
+        own = (ENDS, TICKS)
+        return [name for name in self._extension.store.jobs.queues() if name not in own]
 
     def paused(self) -> list[str]:
         """The names of those that are paused."""

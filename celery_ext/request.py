@@ -34,6 +34,7 @@ from kombu.utils.encoding import safe_repr
 from celery_ext.ends import TellEnds
 from celery_ext.failures import describe, unwrap
 from celery_ext.next_run import Overtaken, Replaced
+from celery_ext.recorder import Recorder, recorder_of
 from celery_ext.strangers import watch_strangers
 from kombu_reliable import Fenced, Verdict
 
@@ -55,6 +56,11 @@ class Outcome:
     _verdict: tuple[Verdict, Any] | None = None
     #: Acknowledged early, so its delivery is still to be settled.
     _once = False
+    #: Counts what becomes of tasks, if anybody wants to know.
+    _recorder: Recorder | None = None
+    #: What else is to be counted of this run: a counter of :class:`kombu_reliable.Stats`.
+    _fate = ''
+    _counted = False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -68,6 +74,8 @@ class Outcome:
         if not self.task.acks_late and not self.acknowledged:
             self._once = self.acknowledged = True
             self.message.once()
+        if self._recorder is not None:
+            self._recorder.started(self, time_accepted)
         super().on_accepted(pid, time_accepted)  # type: ignore[misc]
 
     # -- end ---------------------------------------------------------------------
@@ -79,7 +87,16 @@ class Outcome:
     def reject(self: Any, requeue: bool = False) -> None:
         if not requeue:
             self._say_verdict()
+        elif self._verdict is None or self._verdict[0] is not Verdict.REQUEUE:
+            self._fate = 'stalled'  # its process was lost
         super().reject(requeue=requeue)  # type: ignore[misc]
+        if requeue and self.time_start:
+            self._count_end()
+
+    def _count_end(self: Any, runtime: float | None = None) -> None:
+        if self._recorder is not None and not self._counted:
+            self._counted = True
+            self._recorder.ended(self, runtime, self._fate)
 
     def _say_verdict(self: Any) -> None:
         if self._verdict is not None and not self.acknowledged:
@@ -97,7 +114,7 @@ class Outcome:
         return _succeed(self, super().on_success, outcome, kwargs)  # type: ignore[misc]
 
     def on_retry(self: Any, exc_info: ExceptionInfo) -> None:
-        self._verdict = (Verdict.REPLACE, '')
+        self._verdict, self._fate = (Verdict.REPLACE, ''), 'retried'
         super().on_retry(exc_info)  # type: ignore[misc]
 
     def on_failure(
@@ -105,6 +122,7 @@ class Outcome:
     ) -> Any:
         exc = unwrap(exc_info.exception)
         if _is_overtaken(exc):
+            self._counted = True  # by him who has it now
             state.task_ready(self)
             self.acknowledge()
             self._end_early()
@@ -112,6 +130,7 @@ class Outcome:
         ended = self._already_cancelled or self._already_revoked
         if ended and isinstance(exc, (Terminated, SystemExit, KeyboardInterrupt)):
             # Its process was ended on purpose, and what that means was said.
+            self._counted = True
             state.task_ready(self)
             return None
         if isinstance(exc, (SystemExit, KeyboardInterrupt)):
@@ -125,9 +144,12 @@ class Outcome:
             return super().on_failure(exc_info, send_failed_event, return_ok)  # type: ignore[misc]
         finally:
             self._end_early()
+            if not return_ok:
+                self._count_end()  # or by him who knows how long it ran
 
     def _verdict_on(self: Any, exc: Any, exc_info: Any) -> tuple[Verdict, Any] | None:
         if isinstance(exc, Terminated):
+            self._counted = True
             return Verdict.CANCEL, 'terminated'
         if isinstance(exc, (Replaced, Retry)):
             return Verdict.REPLACE, ''
@@ -146,12 +168,13 @@ class Outcome:
         return Verdict.FAIL, self._describe(reason, exc, exc_info)
 
     def _describe(self: Any, reason: str, exc: Any, exc_info: Any) -> dict[str, str]:
+        self._fate = 'failed'
         return describe(reason, exc, self.type, getattr(exc_info, 'traceback', ''))
 
     def _success_was_stored(self: Any) -> Any:
         stored = super()._success_was_stored()  # type: ignore[misc]
         if stored:
-            self._verdict = None
+            self._verdict, self._fate = None, ''
         return stored
 
     def on_timeout(self: Any, soft: bool, timeout: float) -> None:
@@ -198,6 +221,7 @@ class Outcome:
         finally:
             self.acknowledge()
             self._end_early()
+            self._count_end()
 
     def _report(self: Any, exc: Exception, exc_info: Any) -> None:
         """As Celery does for a process that could not report its failure by itself."""
@@ -235,15 +259,18 @@ def _succeed(request: Any, on_success: Callable[..., Any], outcome: Any, kwargs:
     result = on_success(outcome, **kwargs)
     if request._once:
         request._end_early()
+    if request._recorder is not None and not request._counted:
+        request._recorder.ended(request, outcome[2], request._fate)
     return result
 
 
 @cache
-def with_outcome(base: type) -> type:
+def with_outcome(base: type, recorder: Recorder | None = None) -> type:
     """A Request class that tells the outcome."""
     if issubclass(base, Outcome):
         return base
-    return type(base.__name__, (Outcome, base), {'__module__': base.__module__})
+    attributes = {'__module__': base.__module__, '_recorder': recorder}
+    return type(base.__name__, (Outcome, base), attributes)
 
 
 class KnowOutcomes(bootsteps.StartStopStep):
@@ -255,8 +282,9 @@ class KnowOutcomes(bootsteps.StartStopStep):
         """Equips every task, if its messages come over our transport."""
         if parent.connection.transport.driver_name != 'kombu_reliable':
             return
+        recorder = recorder_of(parent.app)
         for task in parent.app.tasks.values():
-            task.Request = with_outcome(symbol_by_name(task.Request))
+            task.Request = with_outcome(symbol_by_name(task.Request), recorder)
         parent.update_strategies()
         watch_strangers(parent)
 

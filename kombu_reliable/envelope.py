@@ -15,13 +15,15 @@ from kombu.utils.json import JSONEncoder, loads
 
 from kombu_reliable.errors import ReliableError
 
-__all__ = ('CorruptEnvelope', 'pack_id', 'seal', 'unpack_id', 'unseal')
+__all__ = ('CorruptEnvelope', 'due_of', 'pack_id', 'seal', 'unpack_id', 'unseal', 'with_due')
 
 #: A larger body is stored as it is: it repeats nothing of the dictionary, and users who
 #: want large bodies compressed tell kombu so.
 _DEFLATE_UP_TO = 16_384
 _WINDOW = -15
 _DEFLATED, _PLAIN = b'1', b'2'
+#: In front of a message that was published with a delay stands when it is due.
+_DUE, _DUE_END = b'@', b';'
 
 _DICTIONARY = (
     b'"expiration":"compression":"application/data","binary"'
@@ -103,6 +105,18 @@ def seal(head: Any, body: bytes) -> bytes:
     return _DEFLATED + deflate.compress(text + b'\n' + body) + deflate.flush()
 
 
+def with_due(envelope: bytes, due: str) -> bytes:
+    """Adds when a message is due: ``'+<ms>'`` from its publish, or ``'<ms>'`` since the epoch."""
+    return b'%b%b%b%b' % (_DUE, due.encode(), _DUE_END, envelope)
+
+
+def due_of(envelope: bytes) -> str:
+    """What :func:`with_due` has added, or ``''``."""
+    if envelope[:1] != _DUE:
+        return ''
+    return envelope[1:40].partition(_DUE_END)[0].decode(errors='replace')
+
+
 def unseal(envelope: bytes) -> tuple[Any, bytes]:
     """Unpacks what :func:`seal` packed.
 
@@ -119,6 +133,9 @@ def unseal(envelope: bytes) -> tuple[Any, bytes]:
 
 def _split(envelope: bytes) -> tuple[bytes, bytes]:
     kind, rest = envelope[:1], envelope[1:]
+    if kind == _DUE:
+        envelope = rest.partition(_DUE_END)[2]
+        kind, rest = envelope[:1], envelope[1:]
     if kind == _DEFLATED:
         inflate = zlib.decompressobj(_WINDOW, _DICTIONARY)
         text, _, body = inflate.decompress(rest).partition(b'\n')

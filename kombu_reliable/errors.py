@@ -12,6 +12,7 @@ __all__ = (
     'AccessRefused',
     'ConnectionLost',
     'DependencyCycle',
+    'DuplicateJob',
     'EmbeddedServerError',
     'Fenced',
     'HasDependents',
@@ -49,6 +50,22 @@ class InvalidMessage(ReliableError, ValueError):
 
 class DependencyCycle(ReliableError, ValueError):
     """A job would wait for itself, directly or by way of others.  Nothing was stored."""
+
+
+class DuplicateJob(ReliableError):
+    """Another job has the unique key of a message, which was not stored.
+
+    Args:
+        message: what is wrong.
+        id: of the task that has the key.
+    """
+
+    def __init__(self, message: str, id: str = '') -> None:
+        super().__init__(message)
+        self.id = id
+
+    def __reduce__(self) -> tuple[type[DuplicateJob], tuple[str, str]]:
+        return type(self), (str(self), self.id)
 
 
 class LayoutError(ReliableError):

@@ -64,6 +64,20 @@ FAMILIES: dict[str, str] = {
     'NOTICED': 'noticed',
     'GROUP': 'fg:',
     'GROUPS': 'groups',
+    'UNIQUE': 'u:',
+    'COMPLETED': 'c:',
+    'TAG': 'tag:',
+    'TAGS': 'tags',
+    'TRACKED': 'tracked',
+    'EVENTS': 'ev',
+    'STATS': 'st:',
+    'COUNTED': 'std:',
+    'WORKERS': 'workers',
+    'ABOUT': 'about',
+    'SCHEDULE': 'sch:',
+    'SCHEDULES': 'schedules',
+    'SCHEDULED': 'sh:',
+    'DECLARERS': 'declarers',
 }
 
 
@@ -242,3 +256,52 @@ class Keys:
     @property
     def groups(self) -> str:
         return self._key('GROUPS')
+
+    def unique(self, key: str) -> str:
+        return self._key('UNIQUE', key)
+
+    def completed(self, queue: str) -> str:
+        return self._key('COMPLETED', queue)
+
+    def tag(self, tag: str) -> str:
+        return self._key('TAG', tag)
+
+    @property
+    def tags(self) -> str:
+        return self._key('TAGS')
+
+    @property
+    def tracked(self) -> str:
+        return self._key('TRACKED')
+
+    @property
+    def events(self) -> str:
+        return self._key('EVENTS')
+
+    def stats(self, day: int, pair: str) -> str:
+        return self._key('STATS', f'{day}:{pair}')
+
+    def counted(self, day: int) -> str:
+        return self._key('COUNTED', str(day))
+
+    @property
+    def workers(self) -> str:
+        return self._key('WORKERS')
+
+    @property
+    def about(self) -> str:
+        return self._key('ABOUT')
+
+    def schedule(self, name: str) -> str:
+        return self._key('SCHEDULE', name)
+
+    @property
+    def schedules(self) -> str:
+        return self._key('SCHEDULES')
+
+    def scheduled(self, name: str) -> str:
+        return self._key('SCHEDULED', name)
+
+    @property
+    def declarers(self) -> str:
+        return self._key('DECLARERS')

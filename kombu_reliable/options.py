@@ -63,6 +63,9 @@ KOMBU_OPTIONS = frozenset(
     ]
 )
 
+#: For how long, in ms, completed jobs are kept that are tagged or tracked, unless told otherwise.
+KEPT_IF_MARKED = 3_600_000
+
 #: Times and numbers beyond this are mistakes, and would not be exact in milliseconds.
 LARGEST = 1e10
 
@@ -86,6 +89,9 @@ class Options:
         fanout_life: how long an idle fanout stream and an absent listener are remembered.
         failed_retention: how long dead letters are kept.
         failed_limit: dead letters kept per queue.
+        completed_retention: how long completed jobs are kept; unless set, an hour for those that
+            are tagged or tracked, and not at all for others.
+        completed_limit: completed jobs kept per queue.
         reconnect_timeout: how long a worker tries to reconnect before Celery hears of it;
             None: for as long as the server is merely away.
         confirm_replicas: a publish returns when so many replicas have it.
@@ -110,6 +116,8 @@ class Options:
     fanout_life: float = 300.0
     failed_retention: float = 7 * 86_400.0
     failed_limit: int = 10_000
+    completed_retention: float | None = None
+    completed_limit: int = 10_000
     reconnect_timeout: float | None = None
     confirm_replicas: int = 0
     confirm_fsync: bool = False
@@ -144,9 +152,14 @@ class Options:
         )  # fmt: skip
         for name in (
             'fanout_maxlen', 'fanout_replay', 'fanout_life', 'failed_retention', 'failed_limit',
-            'socket_timeout', 'socket_connect_timeout', 'confirm_timeout',
+            'completed_limit', 'socket_timeout', 'socket_connect_timeout', 'confirm_timeout',
         ):  # fmt: skip
             _require(getattr(self, name) > 0, name, getattr(self, name), 'greater than 0')
+        if self.completed_retention is not None:
+            _require(
+                self.completed_retention >= 0, 'completed_retention', self.completed_retention,
+                '0 or more',
+            )  # fmt: skip
         _require(self.confirm_replicas >= 0, 'confirm_replicas', self.confirm_replicas, '0 or more')
         _require(
             not (self.confirm_replicas or self.confirm_fsync)
@@ -186,6 +199,17 @@ class Options:
         """The rank under which a message of ``priority`` is stored; a higher one runs first."""
         priority = max(0, min(255, priority))
         return priority if self.priority_order == 'highest-first' else 255 - priority
+
+    def kept_for(self, marked: bool) -> int | None:
+        """For how long a completed job is kept of which nobody has said anything, in ms; None if
+        it is not kept.
+
+        Args:
+            marked: whether it is tagged or tracked.
+        """
+        if self.completed_retention is not None:
+            return round(self.completed_retention * 1000)
+        return KEPT_IF_MARKED if marked else None
 
 
 def _require(condition: bool, name: str, value: Any, expected: str) -> None:

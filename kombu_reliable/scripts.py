@@ -7,6 +7,9 @@ The names of :data:`kombu_reliable.keys.FAMILIES` that a script uses are declare
 Lua makes each function of a script anew at each call, and with cold caches that costs as much as
 what the functions do.  ``-- @defer <file>: <name>, <name>`` includes a file whose functions, of
 which these are used elsewhere, are made when one of them is first called.
+
+``-- @embed <operation>`` makes a whole operation a function of that name, which takes what the
+operation takes as its ARGV and returns its reply.
 """
 
 from __future__ import annotations
@@ -37,6 +40,7 @@ __all__ = ('Call', 'Script', 'all_scripts', 'script', 'translate', 'translating'
 T = TypeVar('T')
 
 _INCLUDE = re.compile(r'^-- @include (\w+)$', re.MULTILINE)
+_EMBED = re.compile(r'^-- @embed (\w+)$', re.MULTILINE)
 _DEFER = re.compile(r'^-- @defer (\w+): (\w+(?:, \w+)*)$', re.MULTILINE)
 
 
@@ -120,6 +124,14 @@ def _deferred(text: str, done: set[str], declared: list[str]) -> Iterator[str]:
         yield 'end\n'
 
 
+def _embedded(operation: str) -> Iterator[str]:
+    """Other operations as functions; each brings along all that it uses."""
+    for name in _EMBED.findall(operation):
+        if _EMBED.search(_read('ops', name)):
+            raise ReliableError(f'lua operation {name} embeds another one, and cannot be embedded')
+        yield f'local function {name}(ARGV)\n{script(name).text}\nend\n'
+
+
 @cache
 def script(name: str) -> Script:
     """Returns the operation ``name`` with its includes resolved.
@@ -144,7 +156,7 @@ def script(name: str) -> Script:
         f'local PREFIX = string.sub(META, 1, -{len(FAMILIES["META"]) + 1})\n'
         f'{_declarations(declared)}'
         f'{"".join(f"local {exported}{chr(10)}" for _, exported in deferred)}'
-        f'{body}{later}{operation}'
+        f'{"".join(_embedded(operation))}{body}{later}{operation}'
     )
     return Script(name, text, hashlib.sha1(text.encode()).hexdigest())
 

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
-from typing import Any
+from typing import Any, NamedTuple
 
 __all__ = (
     'Broadcast',
     'Claimed',
     'Delivery',
     'Dependencies',
+    'Marks',
+    'Origin',
     'Outgoing',
     'Policy',
     'QueueCounts',
     'Settlement',
     'Status',
+    'Unique',
     'Verdict',
 )
 
@@ -92,6 +95,65 @@ class Dependencies:
 
 
 @dataclass(frozen=True, slots=True)
+class Unique:
+    """The key of a job that only one job may have at a time.
+
+    Args:
+        key: at most 300 bytes, see :mod:`kombu_reliable.transport.unique`.
+        life: milliseconds after the publish for which the job has the key at most; 0: no limit.
+        conflict: what becomes of the new job if another one has the key: ``skip``, ``raise``,
+            ``replace``.
+    """
+
+    key: str
+    life: int = 0
+    conflict: str = 'skip'
+
+    @property
+    def features(self) -> dict[str, Any]:
+        """As the scripts read it."""
+        return {'key': self.key, 'life': self.life, 'conflict': self.conflict}
+
+
+@dataclass(frozen=True, slots=True)
+class Marks:
+    """What a job is found by, and whether it is looked at after its end.
+
+    Args:
+        tags: words, each once.
+        track: the name of its task, if it is to tell what befalls it; else None.
+        retain: for how long it is kept once it has completed, in ms; None if nobody has said so.
+        limit: how many completed jobs its queue keeps at most.
+    """
+
+    tags: tuple[str, ...] = ()
+    track: str | None = None
+    retain: int | None = None
+    limit: int = 0
+
+    @property
+    def keep(self) -> str:
+        """The retention as the scripts read it; ``''`` if nobody has said anything."""
+        return '' if self.retain is None else f'{self.retain};{self.limit}'
+
+    @property
+    def features(self) -> dict[str, Any]:
+        """As the scripts read them."""
+        found: dict[str, Any] = {'history': True}
+        if self.tags:
+            found['tags'] = self.tags
+        if self.track is not None:
+            found['track'] = self.track
+        if self.retain is not None:
+            found['retain'] = self.keep
+        return found
+
+
+#: What the most messages have of what only some have.
+_PLAIN = (None,) * 5
+
+
+@dataclass(frozen=True, slots=True)
 class Outgoing:
     """A message on its way in.
 
@@ -106,6 +168,8 @@ class Outgoing:
         lane: by which throttles and turns it is held back, as the scripts read it: see
             :mod:`kombu_reliable.transport.throttles`.  ``''``: by none, None: nothing is said,
             so a next run keeps what the run before had.
+        unique: the key that it does not share, if it has one.
+        marks: tags, tracking and retention, if it has any.
     """
 
     id: str
@@ -116,11 +180,14 @@ class Outgoing:
     run: tuple[str, str] | None = None
     depends: Dependencies | None = None
     lane: str | None = None
+    unique: Unique | None = None
+    marks: Marks | None = None
 
     @property
     def features(self) -> str:
         """What only some messages have, as the JSON that the script reads; ``''`` for none."""
-        if self.run is None and self.depends is None and not self.lane:
+        parts = (self.run, self.depends, self.unique, self.marks, self.lane or None)
+        if parts == _PLAIN:
             return ''
         found: dict[str, Any] = {}
         if self.run is not None:
@@ -129,6 +196,10 @@ class Outgoing:
             found['depends'] = self.depends.features
         if self.lane is not None:
             found['throttles'] = self.lane
+        if self.unique is not None:
+            found['unique'] = self.unique.features
+        if self.marks is not None:
+            found.update(self.marks.features)
         return json.dumps(found)
 
 
@@ -143,13 +214,36 @@ class Broadcast:
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """A message that was leased.  ``deliveries`` counts this one, from 1."""
+    """A message that was leased.
+
+    Args:
+        queue: where it lives.
+        id: key of the job.
+        token: proves that the delivery is ours.
+        deliveries: counts this one, from 1.
+        envelope: the message.
+        published: when it was published, as its record says, in milliseconds.
+        since: since when it waits, if that is neither its publish nor its delay; see
+            ``lua/lib/since.lua``.
+    """
 
     queue: str
     id: str
     token: str
     deliveries: int
     envelope: bytes
+    published: bytes = field(default=b'', compare=False)
+    since: str = field(default='', compare=False)
+
+
+class Origin(NamedTuple):
+    """Where a delivered message comes from."""
+
+    queue: str
+    #: Since when it waited to be claimed, in seconds by the server's clock, if that is known.
+    ready_at: float | None
+    #: A worker had it before, and lost it.
+    lost: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,6 +257,7 @@ class Claimed:
         statuses: what became of the settlements that came with the claim.
         problem: why a queue could not be read; the others were served all the same.
         kept: what is left is only for those who can start it at once.
+        now: the server's time, in milliseconds.
     """
 
     deliveries: tuple[Delivery, ...]
@@ -171,6 +266,7 @@ class Claimed:
     statuses: tuple[Status, ...] = ()
     problem: str = ''
     kept: bool = False
+    now: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,3 +299,4 @@ class QueueCounts:
     waiting: int = 0
     paused: bool = False
     throttled: int = 0
+    completed: int = 0

@@ -115,7 +115,9 @@ def test_a_missing_peer_is_one_clear_message(monkeypatch: pytest.MonkeyPatch) ->
     assert 'Traceback' not in done.stderr
 
 
-@pytest.mark.parametrize('name', ['worker', 'scale', 'lateness', 'profile_worker', 'installed'])
+@pytest.mark.parametrize(
+    'name', ['worker', 'scale', 'lateness', 'profile_worker', 'installed', 'stats']
+)
 def test_help_teaches(name: str) -> None:
     done = run(f'benchmarks.{name}', '--help')
     assert done.returncode == 0

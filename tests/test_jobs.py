@@ -22,7 +22,7 @@ from kombu_reliable.store import Store
 from kombu_reliable.store.info import STATES, Event, Group
 from kombu_reliable.store.jobs import Jobs
 from kombu_reliable.transport.throttles import take_lane
-from kombu_reliable.types import Delivery, Dependencies, Outgoing, Policy, QueueCounts
+from kombu_reliable.types import Delivery, Dependencies, Marks, Outgoing, Policy, QueueCounts
 from tests.conftest import START
 from tests.test_scripts import (
     ACK,
@@ -48,8 +48,10 @@ class JobBench(Bench):
         self.jobs: Jobs = store.jobs
         self.held: dict[str, Delivery] = {}
 
-    def add(self, id: str, queue: str = 'q', rank: int = 0, due: str = '0') -> str:
-        message = Outgoing(pack_id(id), queue, rank, due, f'message {id}'.encode())
+    def add(
+        self, id: str, queue: str = 'q', rank: int = 0, due: str = '0', marks: Marks | None = None
+    ) -> str:
+        message = Outgoing(pack_id(id), queue, rank, due, f'message {id}'.encode(), marks=marks)
         first, self._number = self._number, self._number + 1
         return self.publish([message], first)[0]
 
@@ -57,13 +59,16 @@ class JobBench(Bench):
         """A job in a state; ``lost`` is ready, and its last owner may come back."""
         if state == 'throttled':
             return self.throttled(id, queue, rank)
-        key = self.add(id, queue, rank, due=f'+{HOUR}' if state == 'delayed' else '0')
-        if state in ('leased', 'lost', 'failed'):
+        marks = Marks(retain=HOUR, limit=100) if state == 'completed' else None
+        key = self.add(id, queue, rank, f'+{HOUR}' if state == 'delayed' else '0', marks)
+        if state in ('leased', 'lost', 'failed', 'completed'):
             self.held[id] = self.take(1, queue)[0]
         if state == 'lost':
             self.live(2 * LEASE)
         elif state == 'failed':
             self.fail(id)
+        elif state == 'completed':
+            self.settle(ACK, self.held[id])
         elif state == 'waiting':
             self.client.zrem(self.keys.ready(queue), key)
             self.client.zadd(self.keys.waiting(queue), {key: self.now})
@@ -121,6 +126,7 @@ FITTING = {
     'waiting': {'cancel', 'move', 'set_priority', 'reschedule'},
     'leased': {'cancel'},
     'failed': {'move', 'set_priority', 'replay', 'discard'},
+    'completed': {'discard'},
 }
 
 each_action = pytest.mark.parametrize('action', ACTIONS)
@@ -171,7 +177,9 @@ def test_a_job_stays_in_one_place(bench: JobBench, state: str, action: str) -> N
     key = bench.make(state)
     outcome(bench, action)
     keys = bench.keys
-    spots = (keys.ready, keys.delayed, keys.waiting, keys.leased, keys.dead)
+    spots = (
+        keys.ready, keys.delayed, keys.waiting, keys.leased, keys.dead, keys.completed,
+    )  # fmt: skip
     places = [
         spot(queue)
         for queue in ('q', 'r')
@@ -194,7 +202,7 @@ def test_what_is_gone_leaves_nothing(bench: JobBench, state: str, action: str) -
     assert bench.left() == set()
 
 
-STATES_TO_PURGE = ('ready', 'delayed', 'waiting', 'failed')
+STATES_TO_PURGE = ('ready', 'delayed', 'waiting', 'failed', 'completed')
 
 
 @each_action
@@ -1060,11 +1068,13 @@ def test_a_purge_by_state_spares_the_others(bench: JobBench) -> None:
                 bench.jobs.move(f'{state}{number}', 'aside')
     for number in range(3):
         bench.jobs.move(f'ready{number}', 'q')
-    assert bench.counts() == QueueCounts(3, 3, 3, 3, 3, throttled=3)
+    full = QueueCounts(3, 3, 3, 3, 3, throttled=3, completed=3)
+    assert bench.counts() == full
     for state, left in (
-        ('delayed', QueueCounts(3, 0, 3, 3, 3, throttled=3)),
-        ('failed', QueueCounts(3, 0, 3, 0, 3, throttled=3)),
-        ('waiting', QueueCounts(3, 0, 3, 0, 0, throttled=3)),
+        ('delayed', QueueCounts(3, 0, 3, 3, 3, throttled=3, completed=3)),
+        ('failed', QueueCounts(3, 0, 3, 0, 3, throttled=3, completed=3)),
+        ('waiting', QueueCounts(3, 0, 3, 0, 0, throttled=3, completed=3)),
+        ('completed', QueueCounts(3, 0, 3, 0, 0, throttled=3)),
         ('ready', QueueCounts(0, 0, 3, 0, 0, throttled=3)),
         ('throttled', QueueCounts(0, 0, 3, 0, 0)),
     ):

@@ -1062,9 +1062,13 @@ def one_call_of_each(operations: Operations) -> Iterator[Call[Any]]:
     yield operations.attend('q', 'c')
     yield operations.leave('q', 'c')
     yield operations.delete('q')
+    yield operations.call('count', bool, 'lane', 2, 1000, '["q", "t", {"failed": 1}, [], []]')
+    yield operations.call('beat', bool, 'w', 1000, 0, '{}')
+    yield operations.call('overview', list, 'q')
     yield operations.call('set_limit', int, 't', 'set', 1000, '1', '', '', '')
     yield operations.call('free_slot', int, 't', 'a')
     yield from one_call_of_each_on_jobs(JobOperations(operations))
+    yield from one_call_of_each_on_schedules(operations)
 
 
 def one_call_of_each_on_jobs(jobs: JobOperations) -> Iterator[Call[Any]]:
@@ -1078,6 +1082,18 @@ def one_call_of_each_on_jobs(jobs: JobOperations) -> Iterator[Call[Any]]:
     yield jobs.pause('q', True)
     yield jobs.empty('q', 'ready')
     yield jobs.notice(['q'])
+    yield jobs.unlock('a', 't.1')
+
+
+def one_call_of_each_on_schedules(operations: Operations) -> Iterator[Call[Any]]:
+    yield operations.call('schedule_put', int, 'ticks', 'a', '', '5', '5', '', 'when', '{}')
+    yield operations.call(
+        'schedule_declare', list, 'ticks', 's', 1000, 'a', 'digest', '{}', '{}', '{}', '5', '5'
+    )
+    yield operations.call(
+        'schedule_fire', list, 'ticks', 'a', '1', '5', 's', 1000, '', '', 0, 0, 'lane', 5
+    )
+    yield operations.call('schedule_delete', int, 'a')
 
 
 def test_each_operation_refuses_data_of_another_version(bench: Bench) -> None:
@@ -1223,7 +1239,9 @@ def test_what_somebody_waits_for_hides_no_error(name: str) -> None:
 
 @LUA
 def test_scripts_contain_each_library_once(text: str) -> None:
-    """What is deferred may bring along what others defer as well."""
+    """What is deferred may bring along what others defer as well, and so does what is embedded."""
+    for name in re.findall(r'^-- @embed (\w+)$', text, re.MULTILINE):
+        text = text.replace(script(name).text, '')
     for part in re.split(r'^local function load_\w+\(\)$', text, flags=re.MULTILINE):
         functions = re.findall(rf'function ({NAME})', part)
         assert len(functions) == len(set(functions))
@@ -1271,6 +1289,21 @@ def test_a_deferred_file_sees_what_is_included_and_what_is_deferred(
     assert words == ['BASE', 'OWN', 'RARE', 'OTHER', 'TOP']
     assert text.index('local one, two\n') < text.index('BASE')
     assert 'one, two = load_rare()' in text
+
+
+def test_an_embedded_operation_brings_along_what_it_uses(libraries: dict[str, str]) -> None:
+    libraries.update(
+        outer='-- @embed inner\n-- @include base\nOUTER\n',
+        inner='-- @include base\nINNER\n',
+        base='BASE\n',
+        one='-- @embed one\n',
+    )
+    text = script('outer').text
+    words = [line for line in text.splitlines() if line.isupper()]
+    assert words == ['BASE', 'INNER', 'BASE', 'OUTER']
+    assert f'local function inner(ARGV)\n{script("inner").text}\nend\n' in text
+    with pytest.raises(ReliableError, match='cannot be embedded'):
+        script('one')
 
 
 def test_circular_includes_are_refused(libraries: dict[str, str]) -> None:

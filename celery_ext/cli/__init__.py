@@ -11,30 +11,55 @@ from importlib import import_module
 from typing import Any
 
 import click
+from celery import signals
 from click_didyoumean import DYMGroup
 
 import kombu_reliable
-from celery_ext import bridge, next_run
+from celery_ext import bridge, following, next_run, starts
 
 __all__ = ('COMMANDS', 'Commands', 'reliable')
 
 kombu_reliable.register()
 bridge.connect()
 next_run.connect()
+starts.connect()
+following.connect()
+
+
+def _serve_in_flower(sender: Any, **_: Any) -> None:
+    """Flower, when it starts, imports the tasks of its app: then its /metrics gets our figures."""
+    context = click.get_current_context(silent=True)
+    if context is not None and context.info_name == 'flower':
+        from celery_ext import metrics
+        from celery_ext.broker import is_ours
+        from celery_ext.cli.common import extension_of
+
+        if is_ours(sender):
+            metrics.register(extension_of(sender))
+
+
+signals.import_modules.connect(_serve_in_flower, weak=False, dispatch_uid='celery_ext.flower')
+
 
 #: Name of a command -> the file beside this one that has it, under the same name.
 COMMANDS: dict[str, str] = {
     'cancel': 'acting',
+    'doctor': 'doctor',
     'failed': 'failed',
     'jobs': 'jobs',
+    'metrics': 'metrics',
+    'migrate': 'migrate',
     'move': 'acting',
     'pause': 'queues',
     'priority': 'acting',
     'queues': 'queues',
     'resume': 'queues',
     'retry': 'acting',
+    'schedules': 'schedules',
+    'stats': 'stats',
     'status': 'status',
     'throttles': 'throttles',
+    'workers': 'workers',
 }
 
 

@@ -112,9 +112,10 @@ def move(cli: Cli, ids: tuple[str, ...], queue: str) -> None:
     """Puts jobs into another queue, in the state and at the place they have."""
 
     def act(one: str) -> tuple[bool, str, str]:
-        before = cli.ext.jobs[one]
-        before.move(queue)
-        return True, 'done', f'moved from {before.queue} to {queue}'
+        job = cli.ext.jobs[one]
+        before = job.queue
+        job.move(queue)
+        return True, 'done', f'moved from {before} to {queue}'
 
     act_on(cli, ids_of(ids), act)
 

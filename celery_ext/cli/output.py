@@ -25,6 +25,8 @@ __all__ = ('Column', 'age', 'count', 'cut', 'duration', 'fields', 'print_json', 
 GAP = '  '
 #: No column that may be cut is cut below this.
 NARROWEST = 8
+#: Texts that tell nothing, and where a column of them stands among those that go.
+_NOTHING, _FIRST = ('', '-', '0'), 1000
 #: Beyond this, text says nothing to a reader of a table.
 LONGEST = 200
 
@@ -211,7 +213,12 @@ def table(
         max(width_of(column.head), *(width_of(row[at]) for row in cells))
         for at, column in enumerate(columns)
     ]
-    widths = _fit(columns, natural, width)
+    # Where there is no room, those in which nothing stands go before all others.
+    drops = [
+        column.drop if any(row[at] not in _NOTHING for row in cells) else _FIRST
+        for at, column in enumerate(columns)
+    ]
+    widths = _fit(columns, natural, drops, width)
     shown = [at for at in range(len(columns)) if widths[at]]
     lines = [_line([columns[at].head for at in shown], shown, columns, widths, 'bold')]
     for record, row in zip(records, cells, strict=True):
@@ -219,7 +226,9 @@ def table(
     return '\n'.join(lines)
 
 
-def _fit(columns: Sequence[Column], natural: list[int], width: int | None) -> list[int]:
+def _fit(
+    columns: Sequence[Column], natural: list[int], drops: list[int], width: int | None
+) -> list[int]:
     """The width of each column, 0 for those that must go."""
     widths = list(natural)
     if width is None:
@@ -233,8 +242,8 @@ def _fit(columns: Sequence[Column], natural: list[int], width: int | None) -> li
         own if column.keep or column.right else min(own, max(NARROWEST, width_of(column.head)))
         for own, column in zip(natural, columns, strict=True)
     ]
-    for at in sorted(range(len(columns)), key=lambda at: -columns[at].drop):
-        if columns[at].drop and excess() > sum(
+    for at in sorted(range(len(columns)), key=lambda at: -drops[at]):
+        if drops[at] and excess() > sum(
             own - small for own, small in zip(widths, least, strict=True) if own
         ):
             widths[at] = 0

@@ -8,10 +8,14 @@ from typing import Any
 from kombu_reliable.errors import InvalidArgument
 from kombu_reliable.store.info import STATES
 
-__all__ = ('moment', 'page', 'priority', 'purgeable', 'queue_name', 'state')
+__all__ = ('MOST_TAGS', 'moment', 'page', 'priority', 'purgeable', 'queue_name', 'state', 'tags')
 
 #: What the head of a record can say, see lua/lib/record.lua.
 LONGEST_QUEUE_NAME = 9_999
+
+#: Each tag of a job is an entry in a set, at its beginning and at its end.
+MOST_TAGS = 50
+LONGEST_TAG = 255
 
 #: Later times would not be exact.
 LAST_MOMENT = 2**52
@@ -74,3 +78,28 @@ def queue_name(value: Any) -> str:
             f'a queue has a name of 1 to {LONGEST_QUEUE_NAME} bytes, not {value!r:.100}'
         )
     return str(value)
+
+
+def tags(given: Any) -> tuple[str, ...]:
+    """Tags as they are stored, each once, in the order in which they were given."""
+    if isinstance(given, str):
+        given = (given,)
+    if not isinstance(given, list | tuple | set | frozenset):
+        raise InvalidArgument(f'tags are a list of texts, not {given!r:.100}')
+    found = tuple(dict.fromkeys(_tag(one) for one in given))
+    if len(found) > MOST_TAGS:
+        raise InvalidArgument(
+            f'{len(found)} tags are too many for a job, which may have {MOST_TAGS}; what differs '
+            f'in each job had better be an argument'
+        )
+    return found
+
+
+def _tag(one: Any) -> str:
+    try:
+        length = len(one.encode()) if isinstance(one, str) else 0
+    except UnicodeEncodeError:
+        length = 0
+    if not 0 < length <= LONGEST_TAG:
+        raise InvalidArgument(f'a tag is a text of 1 to {LONGEST_TAG} bytes, not {one!r:.100}')
+    return str(one)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from kombu_reliable.envelope import unpack_id
 
 __all__ = ('STATES', 'Event', 'Failure', 'Group', 'JobInfo', 'JobState', 'read_jobs')
 
-JobState = Literal['delayed', 'waiting', 'ready', 'throttled', 'leased', 'failed']
+JobState = Literal['delayed', 'waiting', 'ready', 'throttled', 'leased', 'failed', 'completed']
 STATES: tuple[JobState, ...] = get_args(JobState)
 
 
@@ -30,18 +31,21 @@ class Group(NamedTuple):
 
 
 class Event(NamedTuple):
-    """Something that happened to a job off the happy path.
+    """Something that happened to a job, or that its task has logged.
 
     Args:
         at: when, ms since the epoch.
         event: ``requeued``, ``released``, ``lost``, ``moved``, ``replayed``, ``retried``,
-            ``failed`` ...
-        detail: who, where or why; may be empty.
+            ``failed`` ...; for jobs that are tagged, tracked or kept also ``put``, ``popped``,
+            ``completed``; ``log``.
+        detail: who, where or why; what was logged; may be empty.
+        data: what was logged with it.
     """
 
     at: int
     event: str
     detail: str = ''
+    data: Any = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +79,8 @@ class JobInfo:
         key: its own name; two jobs with the same id have different ones.
         id: Celery's task id.
         queue: where it is.
-        state: ``delayed``, ``waiting`` (for other jobs), ``ready``, ``throttled``, ``leased`` or
-            ``failed``.
+        state: ``delayed``, ``waiting`` (for other jobs), ``ready``, ``throttled``, ``leased``,
+            ``failed`` or ``completed`` (and kept for a while).
         priority: 0-255, as its publisher gave it.
         published_at: when this run of it was published.
         due: not started before; None if it may start at once.
@@ -91,7 +95,12 @@ class JobInfo:
         policy: what becomes of it if a dependency fails: ``wait``, ``fail`` or ``ignore``;
             ``''`` if it has none.
         throttles: the names of those that hold it back, or may.
-        history: what happened to it, the oldest first: the first event and the last nineteen.
+        history: what happened to it, the oldest first: the first event and the last nineteen, and
+            among them the first line that it logged and the last forty-nine.
+        tags: its tags.
+        tracked: whether it tells what befalls it, see :class:`.Events`.
+        progress: how far it says that it is, from 0 to 1; None if it says nothing.
+        completed_at: when it succeeded; None unless it is completed.
         envelope: the message; :func:`kombu_reliable.open_job` opens it.
     """
 
@@ -113,6 +122,10 @@ class JobInfo:
     policy: str = ''
     throttles: tuple[str, ...] = ()
     history: tuple[Event, ...] = ()
+    tags: tuple[str, ...] = ()
+    tracked: bool = False
+    progress: float | None = None
+    completed_at: int | None = None
     envelope: bytes = b''
 
 
@@ -140,6 +153,7 @@ def _read_job(key: str, fields: Iterator[Any]) -> Any:
         return None
     rank, published, queue, score, owner, lost = (_text(next(fields)) for _ in range(6))
     reason, failure, group, policy, history, lane = (_text(next(fields)) for _ in range(6))
+    tags, tracked, progress, log, done = (_text(next(fields)) for _ in range(5))
     dependencies, depends_on = _others(fields)
     dependent_count, dependents = _others(fields)
     at = int(float(score or 0))
@@ -163,7 +177,11 @@ def _read_job(key: str, fields: Iterator[Any]) -> Any:
             dependent_count=dependent_count,
             policy=policy,
             throttles=_throttles(lane),
-            history=tuple(_events(history)),
+            history=tuple(heapq.merge(_events(history), _logged(log), key=lambda event: event.at)),
+            tags=_tags(tags),
+            tracked=bool(tracked),
+            progress=float(progress) if progress else None,
+            completed_at=int(done) if state == 'completed' and done else None,
             envelope=envelope,
         )
 
@@ -206,3 +224,22 @@ def _events(history: str) -> Iterator[Event]:
         event, _, detail = rest.partition(' ')
         if at.isdigit():
             yield Event(int(at), event, detail)
+
+
+def _logged(log: str) -> Iterator[Event]:
+    for line in log.split('\n'):
+        at, _, text = line.partition(' ')
+        if not at.isdigit():
+            continue
+        try:
+            message, data = json.loads(text)
+        except (TypeError, ValueError):
+            message, data = text, None
+        yield Event(int(at), 'log', str(message), data)
+
+
+def _tags(text: str) -> tuple[str, ...]:
+    try:
+        return tuple(map(str, json.loads(text))) if text else ()
+    except (TypeError, ValueError):
+        return ()

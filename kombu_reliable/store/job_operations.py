@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from kombu_reliable.scripts import Call
+from kombu_reliable.store import checks
 from kombu_reliable.store.operations import Operations
 
 __all__ = ('JOBS_LIMIT', 'JobOperations')
@@ -26,7 +27,7 @@ class JobOperations:
     """Encodes the operations that act on jobs by their keys.
 
     Each answers one word per job: ``done``, ``unknown``, or why nothing was changed: the state
-    that forbids it, ``dependents``, ``no-queue``.  Each may be repeated.
+    that forbids it, ``dependents``, ``no-queue``, ``duplicate <job>``.  Each may be repeated.
 
     Args:
         operations: knows the shard, the options and the time.
@@ -50,11 +51,15 @@ class JobOperations:
 
     def move(self, jobs: Sequence[str], queue: str) -> Call[tuple[str, ...]]:
         """Puts jobs into another queue, in the state they are in."""
-        return self._act('move', jobs, self.operations.retention, queue)
+        return self._act('move', jobs, self.operations.retention, checks.queue_name(queue))
 
     def prioritize(self, jobs: Sequence[str], rank: int) -> Call[tuple[str, ...]]:
         """Gives jobs another rank; they keep their order of arrival."""
         return self._act('prioritize', jobs, f'{rank:03}')
+
+    def set_priority(self, jobs: Sequence[str], priority: int) -> Call[tuple[str, ...]]:
+        """Gives jobs another priority, from 0 to 255."""
+        return self.prioritize(jobs, self.operations.options.rank(checks.priority(priority)))
 
     def reschedule(self, jobs: Sequence[str], due: int) -> Call[tuple[str, ...]]:
         """Gives jobs another due time; one in the past means at once."""
@@ -72,6 +77,10 @@ class JobOperations:
     def discard(self, jobs: Sequence[str], group: str = '') -> Call[tuple[str, ...]]:
         """Deletes dead letters; see :meth:`replay`."""
         return self._act('discard', jobs, group)
+
+    def unlock(self, job: str, token: str) -> Call[int]:
+        """Gives up the unique key of a job; 1 if it had it, -1 if the token is an old one."""
+        return self.operations.call('unlock', int, job, token)
 
     def notice(self, queues: Sequence[str]) -> Call[bool]:
         """Remembers queues that nobody may have declared."""

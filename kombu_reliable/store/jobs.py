@@ -14,7 +14,7 @@ from kombu_reliable.scripts import Call, translating
 from kombu_reliable.store import checks
 from kombu_reliable.store.info import Group, JobInfo, JobState, read_jobs
 from kombu_reliable.store.job_operations import JOBS_LIMIT, JobOperations
-from kombu_reliable.store.refusals import Target, name, unknown, wrong_state
+from kombu_reliable.store.refusals import TAKEN, Target, duplicate, name, unknown, wrong_state
 from kombu_reliable.types import QueueCounts
 
 if TYPE_CHECKING:
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 __all__ = ('Jobs', 'Target')
 
 Progress = Callable[[int], None]
+
+#: States in which a job waits for nothing any more.
+ENDED = ('failed', 'completed')
 
 #: Longer lists are read in several steps, so that no command holds the server up.
 STEP = 500
@@ -55,12 +58,13 @@ class Jobs:
     # -- looking at jobs ---------------------------------------------------------
 
     def get(self, task_id: str) -> JobInfo | None:
-        """The newest job under an id that has not failed, or else the newest dead letter."""
+        """The newest job under an id that has not ended, or else the newest one that has: a dead
+        letter, or a completed job that is kept."""
         return next(iter(self.all(task_id)), None)
 
     def all(self, task_id: str) -> list[JobInfo]:
-        """All jobs under an id: first those that have not failed, each time the newest first."""
-        return sorted(self._look(self._keys_of(task_id)), key=_newest_first)
+        """All jobs under an id: first those that have not ended, each time the newest first."""
+        return sorted(self.look(self._keys_of(task_id)), key=_newest_first)
 
     def in_state(
         self, queue: str, state: JobState, offset: int = 0, limit: int = 100
@@ -69,19 +73,19 @@ class Jobs:
 
         Ready and throttled ones come in the order in which they will be claimed, as far as their
         throttles let them, delayed and waiting ones by due time, leased ones by the end of their
-        lease, dead letters from the newest.
+        lease, dead letters and completed ones from the newest.
 
         Args:
             queue: its name.
             state: one of ``delayed``, ``waiting``, ``ready``, ``throttled``, ``leased``,
-                ``failed``.
+                ``failed``, ``completed``.
             offset: how many to pass over.
             limit: how many to return.  There may be fewer: some may have gone meanwhile.
         """
         checks.page(offset, limit)
         key = self._place(queue, state)
-        spots = self._members(key, offset, limit, newest_first=state == 'failed')
-        found = self._look([job for job, _ in spots])
+        spots = self._members(key, offset, limit, newest_first=state in ENDED)
+        found = self.look([job for job, _ in spots])
         return [job for job in found if (job.queue, job.state) == (queue, state)]
 
     def counts(self, queue: str) -> QueueCounts:
@@ -109,7 +113,7 @@ class Jobs:
 
         Raises:
             HasDependents: other jobs wait for it.
-            WrongState: it is a dead letter.
+            WrongState: it is a dead letter, or has completed and is kept.
         """
         jobs = [target.key] if isinstance(target, JobInfo) else self._keys_of(target)
         statuses: set[str] = set()
@@ -124,8 +128,9 @@ class Jobs:
             return 'requested'
         if 'gone' in statuses:
             return 'gone'
-        if 'failed' in statuses:
-            raise wrong_state(target, 'failed', 'cancel')
+        for state in ENDED:
+            if state in statuses:
+                raise wrong_state(target, state, 'cancel')
         return 'unknown'
 
     def move(self, target: Target, queue: str) -> None:
@@ -134,13 +139,11 @@ class Jobs:
         Raises:
             UnknownQueue: the queue was deleted.
         """
-        checks.queue_name(queue)
         self._act(target, 'move', lambda job: self.operations.move([job], queue))
 
     def set_priority(self, target: Target, priority: int) -> None:
         """Gives a job that nobody holds another priority, from 0 to 255."""
-        rank = self._store.operations.options.rank(checks.priority(priority))
-        self._act(target, 'set_priority', lambda job: self.operations.prioritize([job], rank))
+        self._act(target, 'set_priority', lambda job: self.operations.set_priority([job], priority))
 
     def reschedule(self, target: Target, when: float) -> None:
         """Gives a job that nobody holds another due time.
@@ -153,11 +156,24 @@ class Jobs:
         self._act(target, 'reschedule', lambda job: self.operations.reschedule([job], due))
 
     def replay(self, target: Target) -> None:
-        """Makes a dead letter ready again, with fresh deliveries."""
+        """Makes a dead letter ready again, with fresh deliveries.
+
+        Raises:
+            DuplicateJob: another job has its unique key by now.
+        """
         self._act(target, 'replay', lambda job: self.operations.replay([job]), failed=True)
 
+    def unlock(self, key: str, token: str) -> bool:
+        """Gives up the unique key of a job at the start of its run, if it still has one.
+
+        Args:
+            key: of the job.
+            token: of the delivery by which it runs; an old one changes nothing.
+        """
+        return self._store.repeat(self.operations.unlock(key, token)) > 0
+
     def discard(self, target: Target) -> None:
-        """Deletes a dead letter."""
+        """Deletes a dead letter, or a completed job that is kept."""
         self._act(target, 'discard', lambda job: self.operations.discard([job]), failed=True)
 
     # -- dead letters ------------------------------------------------------------
@@ -182,7 +198,7 @@ class Jobs:
             return self.in_state(queue, 'failed', offset, limit)
         found = self._all_dead() if group is None else self._dead_of(group, queue)
         page = list(itertools.islice(found, offset, offset + limit))
-        return [job for job in self._look(page) if job.state == 'failed']
+        return [job for job in self.look(page) if job.state == 'failed']
 
     def groups(self, offset: int = 0, limit: int = 100) -> list[Group]:
         """A page of the groups of dead letters; that of the last death comes first."""
@@ -247,7 +263,8 @@ class Jobs:
 
         Args:
             queue: its name.
-            states: any of ``ready``, ``throttled``, ``delayed``, ``waiting``, ``failed``.
+            states: any of ``ready``, ``throttled``, ``delayed``, ``waiting``, ``failed``,
+                ``completed``.
             progress: called with the number deleted so far after each bounded step.
 
         Returns:
@@ -273,7 +290,7 @@ class Jobs:
             twins = [twin.decode() for twin in self._client.sscan_iter(self._keys.twins(key))]
         return [key, *twins]
 
-    def _look(self, jobs: Sequence[str]) -> list[JobInfo]:
+    def look(self, jobs: Sequence[str]) -> list[JobInfo]:
         """What is known about jobs, in their order, without those that are gone."""
         found: list[JobInfo | None] = []
         for step in _steps(jobs):
@@ -287,6 +304,7 @@ class Jobs:
         spell = {
             'delayed': keys.delayed, 'waiting': keys.waiting, 'ready': keys.ready,
             'throttled': keys.throttled, 'leased': keys.leased, 'failed': keys.dead,
+            'completed': keys.completed,
         }  # fmt: skip
         return spell[checks.state(state)](queue)
 
@@ -325,6 +343,8 @@ class Jobs:
             raise unknown(target)
         if status == 'no-queue':
             raise UnknownQueue('the queue was deleted; declare it again before moving jobs there')
+        if status.startswith(TAKEN):
+            raise duplicate(target, status.removeprefix(TAKEN))
         if status != 'done':
             raise wrong_state(target, status, action)
 
@@ -342,7 +362,7 @@ class Jobs:
             jobs = [job.decode(errors='replace') for job in found]
             statuses = self._run(operation(jobs, group))
             total += statuses.count('done')
-            stay += statuses.count('no-queue')
+            stay += sum(one == 'no-queue' or one.startswith(TAKEN) for one in statuses)
             if progress is not None:
                 progress(total)
         return total
@@ -381,4 +401,4 @@ def _steps(jobs: Sequence[str]) -> Iterator[list[str]]:
 
 def _newest_first(job: JobInfo) -> tuple[bool, int, int]:
     sequence = job.key.split('~')[1] if job.key.startswith('~') else '0'
-    return job.state == 'failed', -job.published_at, -int(sequence)
+    return job.state in ENDED, -job.published_at, -int(sequence)

@@ -23,12 +23,15 @@ from kombu_reliable.wire import Argument
 __all__ = (
     'CLAIM_LIMIT',
     'CYCLE',
+    'DUPLICATE',
     'EDGE_LIMIT',
     'PUBLISH_LIMIT',
     'REFUSED',
     'RENEW_LIMIT',
     'SETTLE_LIMIT',
+    'SKIPPED',
     'Operations',
+    'featured_fields',
     'message_of',
 )
 
@@ -45,8 +48,13 @@ RENEW_LIMIT = 300
 REFUSED = '!'
 #: ... and for a job that would wait for itself.
 CYCLE = '!cycle'
+#: ... and in front of the job that has the unique key of one that was to be skipped then.
+SKIPPED = '!skip '
+#: ... or was to be told as an error.
+DUPLICATE = '!raise '
 
 # How a record begins, see lua/lib/record.lua.
+_PUBLISHED = slice(4, 17)
 _QUEUE_LENGTH = slice(17, 21)
 _RECORD_HEAD = 21
 
@@ -78,12 +86,34 @@ def _tail(message: Outgoing) -> bytes:
     return b'%04d%b%b' % (len(queue), queue, message.envelope)
 
 
+def _fields(message: Outgoing) -> tuple[Argument, ...]:
+    return (message.id, message.queue, b'%03d' % message.rank, message.due, _tail(message))
+
+
+def featured_fields(message: Outgoing) -> tuple[Argument, ...]:
+    """A message as publish_featured takes it."""
+    return (*_fields(message), message.features)
+
+
 def message_of(record: bytes) -> bytes:
     """The envelope in a record."""
     try:
         return record[_RECORD_HEAD + int(record[_QUEUE_LENGTH]) :]
     except ValueError:
         return record  # damaged: the other messages of the reply must not suffer
+
+
+def _delivery(
+    token: str, queue: str, id_: bytes, deliveries: int | bytes, record: bytes
+) -> Delivery:
+    since = ''
+    if not isinstance(deliveries, int):
+        count, _, text = deliveries.partition(b';')
+        deliveries, since = int(count), text.decode(errors='replace')
+    return Delivery(
+        queue=queue, id=id_.decode(errors='replace'), token=token, deliveries=deliveries,
+        envelope=message_of(record), published=record[_PUBLISHED], since=since,
+    )  # fmt: skip
 
 
 class Operations:
@@ -124,12 +154,12 @@ class Operations:
 
     def publish(self, lane: str, first: int, messages: Sequence[Outgoing]) -> Call[tuple[str, ...]]:
         """Stores messages; the value is the key of each, ``''`` if it was stored before,
-        :data:`REFUSED` or :data:`CYCLE` if it was refused."""
+        or one of :data:`REFUSED` and those below it."""
         features = [one.features for one in messages]
         featured = any(features)
         args: list[Argument] = [lane, first]
         for one, its_features in zip(messages, features, strict=True):
-            args += (one.id, one.queue, b'%03d' % one.rank, one.due, _tail(one))
+            args += _fields(one)
             if featured:
                 args.append(its_features)
         return self._call('publish_featured' if featured else 'publish', _texts, *args)
@@ -154,24 +184,19 @@ class Operations:
             idle: how many of the messages could start at once; throttled ones are leased for
                 those only.  None: all.
         """
-        first = 2 + len(settlements)
+        first = 3 + len(settlements)
 
         def decode(reply: Sequence[Any]) -> Claimed:
-            left, wake_in = reply[:2]
-            statuses, leased = reply[2:first], list(reply[first:])
+            left, wake_in, now = reply[:3]
+            statuses, leased = reply[3:first], list(reply[first:])
             problem = leased.pop().decode(errors='replace') if len(leased) % 4 else ''
             deliveries = tuple(
-                Delivery(
-                    queue=queues[leased[at] - 1],
-                    id=leased[at + 1].decode(errors='replace'),
-                    token=f'{token}.{number}',
-                    deliveries=int(leased[at + 2]),
-                    envelope=message_of(leased[at + 3]),
-                )
+                _delivery(f'{token}.{number}', queues[leased[at] - 1], *leased[at + 1 : at + 4])
                 for number, at in enumerate(range(0, len(leased), 4), 1)
             )
             due = None if wake_in < 0 else wake_in / 1e6
-            return Claimed(deliveries, left == 1, due, _statuses(statuses), problem, left == 2)
+            ended = _statuses(statuses)
+            return Claimed(deliveries, left == 1, due, ended, problem, left == 2, now)
 
         options, credit = self.options, min(credit, CLAIM_LIMIT)
         return self._call(

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from kombu_reliable.errors import UnknownJob, WrongState
+from kombu_reliable.envelope import unpack_id
+from kombu_reliable.errors import DuplicateJob, UnknownJob, WrongState
 from kombu_reliable.store.info import JobInfo
 
-__all__ = ('Target', 'name', 'unknown', 'wrong_state')
+__all__ = ('TAKEN', 'Target', 'duplicate', 'name', 'unknown', 'wrong_state')
 
 #: An id means the newest job under it that fits, what was looked up means exactly that job.
 Target = str | JobInfo
+
+#: What the server answers, in front of the job that has a unique key.
+TAKEN = 'duplicate '
 
 
 def name(target: Target) -> str:
@@ -17,6 +21,15 @@ def name(target: Target) -> str:
 
 def unknown(target: Target) -> UnknownJob:
     return UnknownJob(f'no job lives under {name(target)}: it has ended, or there never was one')
+
+
+def duplicate(target: Target, holder: str) -> DuplicateJob:
+    other = unpack_id(holder)
+    return DuplicateJob(
+        f'replay of {name(target)}: task {other} has its unique key by now; wait until that has '
+        f'ended, or cancel it',
+        other,
+    )
 
 
 _ADVICE = {
@@ -28,6 +41,9 @@ _ADVICE = {
     'failed': {
         '': 'it is a dead letter; replay it first',
         'cancel': 'it is a dead letter and will not run; discard it instead',
+    },
+    'completed': {
+        '': 'it has succeeded and is kept to be looked at; publish it again if it is to run again',
     },
     '': {
         'replay': 'it has not failed and will run by itself',

@@ -15,9 +15,15 @@ from kombu_reliable.scripts import Call, all_scripts, translate
 from kombu_reliable.store import confirmation
 from kombu_reliable.store.connections import Connections
 from kombu_reliable.store.dependencies import Edges
+from kombu_reliable.store.events import Events
 from kombu_reliable.store.job_operations import JobOperations
 from kombu_reliable.store.jobs import Jobs
 from kombu_reliable.store.operations import Operations, message_of
+from kombu_reliable.store.overview import Overview, overview
+from kombu_reliable.store.presence import Presence
+from kombu_reliable.store.schedules import ScheduleStore
+from kombu_reliable.store.stats import StatsReader
+from kombu_reliable.store.tags import Tags
 from kombu_reliable.store.throttles import Throttles
 from kombu_reliable.types import QueueCounts
 from kombu_reliable.wire import exchange
@@ -57,10 +63,42 @@ class Store:
         # garbage collector comes by.
         return Jobs(self)
 
+    def schedules(self, ticks: str) -> ScheduleStore:
+        """Keeps schedules.
+
+        Args:
+            ticks: the queue in which those who fire them are woken.
+        """
+        return ScheduleStore(self, ticks)
+
+    @property
+    def tags(self) -> Tags:
+        """Finds jobs by their tags, and changes those."""
+        return Tags(self)
+
+    @property
+    def events(self) -> Events:
+        """Reads what befalls tracked jobs."""
+        return Events(self)
+
     @property
     def throttles(self) -> Throttles:
         """Looks at throttles and changes them."""
         return Throttles(self)
+
+    @property
+    def stats(self) -> StatsReader:
+        """Reads what workers have counted."""
+        return StatsReader(self)
+
+    @property
+    def presence(self) -> Presence:
+        """Which workers are there."""
+        return Presence(self)
+
+    def overview(self, queues: Sequence[str]) -> Overview:
+        """Counts of some queues, and the counters of the namespace."""
+        return overview(self, queues)
 
     def now(self) -> int:
         """The server's time, in milliseconds since the epoch."""
@@ -183,12 +221,13 @@ class Store:
             if isinstance(reply, Exception) and 'WRONGTYPE' not in str(reply):
                 raise reply
         # Foreign data is nothing of ours to be counted.
-        ready, delayed, leased, dead, waiting, throttled = (
+        ready, delayed, leased, dead, waiting, throttled, completed = (
             reply if isinstance(reply, int) else 0 for reply in replies
         )
         return QueueCounts(
-            ready, delayed, leased, dead, waiting, paused is True or paused == 1, throttled
-        )
+            ready=ready, delayed=delayed, leased=leased, dead=dead, waiting=waiting,
+            paused=paused is True or paused == 1, throttled=throttled, completed=completed,
+        )  # fmt: skip
 
     def purge(self, queue: str, progress: Callable[[int], None] | None = None) -> int:
         """Deletes everything that waits in a queue, ready and delayed.
@@ -306,5 +345,5 @@ def _spots(keys: Keys, queue: str) -> tuple[str, ...]:
     """Where the jobs of a queue are, in the order of :class:`QueueCounts`."""
     return (
         keys.ready(queue), keys.delayed(queue), keys.leased(queue), keys.dead(queue),
-        keys.waiting(queue), keys.throttled(queue),
+        keys.waiting(queue), keys.throttled(queue), keys.completed(queue),
     )  # fmt: skip

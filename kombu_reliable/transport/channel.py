@@ -23,6 +23,7 @@ from kombu_reliable.transport.qos import LeaseQoS
 from kombu_reliable.transport.queues import QueueChannel
 from kombu_reliable.transport.received import Message
 from kombu_reliable.transport.routing import Router
+from kombu_reliable.transport.unique import only_one
 from kombu_reliable.types import Broadcast, Claimed, Delivery
 
 if TYPE_CHECKING:
@@ -79,22 +80,28 @@ class Channel(QueueChannel):
 
     def basic_publish(
         self, message: dict[str, Any], exchange: str, routing_key: str, **kwargs: Any
-    ) -> None:
+    ) -> str | None:
         """Publishes a message.
 
+        Returns:
+            None; or, if it was skipped because another one has its unique key, the id of that.
+
         Raises:
+            DuplicateJob: another one has its unique key, and ``x-on-conflict`` is ``raise``.
             InvalidMessage: its address, priority, eta or delay makes no sense.
             ServerFull: the server has no memory left; nothing was stored.
             Fenced: it is the next run of a job that was taken from its owner.
             InconsistencyError: no queue is bound to the exchange.
         """
         items = self.prepare(message, exchange, routing_key)
+        skipped = None
         if self.endpoint.must_not_wait and any(isinstance(item, Broadcast) for item in items):
             self._broadcast_once(message['properties'], items)
         else:
-            publish(self.store, message['properties'], items)
+            skipped = publish(self.store, message['properties'], items)
         if not exchange:
             self.notice(routing_key)
+        return skipped
 
     def notice(self, queue: str) -> None:
         """Something was sent straight to a queue, which nobody need have declared."""
@@ -130,10 +137,13 @@ class Channel(QueueChannel):
             sealed = envelope(message, message['headers'], '', exchange, routing_key)
             return [Broadcast(exchange, routing_key, sealed)]
         options = self.endpoint.options
-        return [
+        items: list[Item] = [
             outgoing(message, queue, exchange, routing_key, options)
             for queue in self._lookup(exchange, routing_key, routers=routers)
         ]
+        if len(items) > 1:
+            only_one(items)
+        return items
 
     def create_publish_batch(self, max_size: int) -> PublishBatch:
         """What ``Producer.batch()`` of kombu 5.7 collects its messages in."""

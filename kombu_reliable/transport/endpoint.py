@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 import weakref
 from dataclasses import fields, replace
 from functools import cached_property
@@ -44,6 +45,7 @@ class Endpoint:
         #: Those who have lost a connection for the event loop and have no new one yet.
         self.bereft: weakref.WeakSet[object] = weakref.WeakSet()
         self._loop_thread: tuple[int, int] | None = None
+        self._ahead: float | None = None
         self.operations = Operations(Keys(url.db, options.global_keyprefix), options)
 
     @cached_property
@@ -75,6 +77,17 @@ class Endpoint:
         if self.url.kind == 'fakeredis':
             return SimulatedLine(connect_client(self.url, self.options))
         return ServerLine(open_connection(self.url, self.options, connect_timeout=connect_timeout))
+
+    def learn_time(self, server: int, asked_at: float) -> None:
+        """A claim that left at a moment of the monotonic clock has told the server's time."""
+        self._ahead = server / 1000 - asked_at
+
+    def server_time(self, at: float | None = None) -> float | None:
+        """The server's time in seconds at a moment of the monotonic clock, now unless given; None
+        if nothing was claimed yet."""
+        if self._ahead is None:
+            return None
+        return (time.monotonic() if at is None else at) + self._ahead
 
     def serve_in_loop(self, served: bool) -> None:
         """Notes that an event loop in this thread serves this endpoint, or none any more."""

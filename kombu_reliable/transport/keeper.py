@@ -150,6 +150,10 @@ class Keeper:
         held = self._held.get(token)
         return held.queue if held else None
 
+    def job_of(self, token: str) -> str | None:
+        held = self._held.get(token)
+        return held.id if held else None
+
     # -- outbox ------------------------------------------------------------------
 
     def settle(self, token: str, verdict: Verdict, detail: str = '') -> None:

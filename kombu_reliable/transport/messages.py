@@ -7,13 +7,15 @@ from collections.abc import Iterable, Mapping
 from datetime import datetime
 from typing import Any
 
-from kombu_reliable.envelope import CorruptEnvelope, pack_id, seal, unseal
+from kombu_reliable.envelope import CorruptEnvelope, due_of, pack_id, seal, unseal, with_due
 from kombu_reliable.errors import InvalidMessage
 from kombu_reliable.options import Options
 from kombu_reliable.store.info import JobInfo
 from kombu_reliable.transport.dependencies import take_dependencies
+from kombu_reliable.transport.marks import take_marks
 from kombu_reliable.transport.throttles import take_lane
-from kombu_reliable.types import Delivery, Outgoing
+from kombu_reliable.transport.unique import take_unique
+from kombu_reliable.types import Delivery, Origin, Outgoing
 
 __all__ = ('NONCE', 'TOKEN_HEADER', 'envelope', 'open_envelope', 'open_job', 'outgoing', 'payload')
 
@@ -41,8 +43,8 @@ def outgoing(
     """Prepares a message for one queue.
 
     Raises:
-        InvalidMessage: its id, queue, priority, eta, ``x-delay``, throttles or what it depends
-            on makes no sense.
+        InvalidMessage: its id, queue, priority, eta, ``x-delay``, what it depends on, its throttles
+            or its unique key makes no sense.
     """
     headers = dict(message['headers'])
     if 'depends_on' in message['properties']:
@@ -58,15 +60,23 @@ def outgoing(
     if length > LONGEST_QUEUE_NAME:
         raise InvalidMessage(f'the name of a queue has at most {LONGEST_QUEUE_NAME} bytes')
     job = pack_id(identity)
+    due = _take_due(headers)
+    depends = take_dependencies(headers, job)
+    lane = take_lane(headers)
+    unique = take_unique(headers)
+    marks = take_marks(headers, options)
+    sealed = envelope(message, headers, queue, exchange, routing_key)
     return Outgoing(
         id=job,
         run=_run(headers.get(TOKEN_HEADER), job),
         queue=queue,
         rank=options.rank(_priority(message['properties'].get('priority'))),
-        due=_take_due(headers),
-        depends=take_dependencies(headers, job),
-        lane=take_lane(headers),
-        envelope=envelope(message, headers, queue, exchange, routing_key),
+        due=due,
+        depends=depends,
+        lane=lane,
+        unique=unique,
+        marks=marks,
+        envelope=sealed if due == '0' else with_due(sealed, due),
     )
 
 
@@ -208,4 +218,21 @@ def payload(delivery: Delivery) -> dict[str, Any]:
     raw['headers'][TOKEN_HEADER] = (
         f'{delivery.token} {delivery.id}' if delivery.id.startswith('~') else delivery.token
     )
+    raw['origin'] = Origin(delivery.queue, *_waits_since(delivery))
     return raw
+
+
+def _waits_since(delivery: Delivery) -> tuple[float | None, bool]:
+    """Since when a message waited, by the server's clock in seconds, and whether that was because
+    its worker had lost it."""
+    try:
+        ready = int(delivery.published)
+        if delivery.since:
+            since, _, why = delivery.since.partition(' ')
+            if int(since) >= ready:
+                return int(since) / 1000, why == 'lost'
+        if due := due_of(delivery.envelope):
+            ready = max(ready, ready + int(due) if due[0] == '+' else int(due))
+    except ValueError:
+        return None, False  # damaged, or nothing that was stored
+    return ready / 1000, False

@@ -54,7 +54,7 @@ class Poller:
     def __init__(self, endpoint: Endpoint) -> None:
         self._endpoint = endpoint
         self._operations = endpoint.operations
-        self._worker, self._tokens = new_identity()
+        self.worker, self._tokens = new_identity()
         self._claims = 0
         self._channels: deque[Channel] = deque()
         #: Channels for which there may be work, as far as is known.
@@ -289,7 +289,7 @@ class Poller:
         owed = self._owed.intersection(queues)
         self._owed -= owed
         token = f'{self._tokens}.{self._claims:x}'
-        worker = self._worker if self._channels else ''
+        worker = self.worker if self._channels else ''
         posted = self._endpoint.keeper.collect(CLAIM_LIMIT)
         settlements = [item.settlement for item in posted]
         asked_at = time.monotonic()
@@ -303,6 +303,7 @@ class Poller:
         self, channel: Channel | None, claimed: Claimed, posted: list[Posted], asked_at: float
     ) -> None:
         self._claiming = False
+        self._endpoint.learn_time(claimed.now, asked_at)
         self._endpoint.keeper.confirmed(posted, claimed.statuses)
         self._endpoint.keeper.hold(claimed.deliveries)
         if channel is not None:
@@ -317,8 +318,7 @@ class Poller:
                 self._sated.add(channel)
         if claimed.problem:
             self._complaints.utter(claimed.problem)
-        # What leaves so much later than this claim did, arrives so much later than it did,
-        # however long the answer took to come and to be read.
+        # Counted from when the claim left: its answer may be late, and be read late.
         self._due_at = None if claimed.wake_in is None else asked_at + claimed.wake_in
         busy = claimed.deliveries or claimed.kept
         if channel and busy and not self._bell.rings_for.isdisjoint(channel.queues):

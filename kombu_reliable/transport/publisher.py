@@ -6,11 +6,19 @@ import time
 from collections.abc import Iterator, MutableMapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from kombu_reliable.errors import Fenced
+from kombu_reliable.envelope import unpack_id
+from kombu_reliable.errors import DuplicateJob, Fenced
 from kombu_reliable.scripts import Call
 from kombu_reliable.store import Operations, Store
 from kombu_reliable.store.dependencies import calls_for_parts, cycle, in_parts
-from kombu_reliable.store.operations import CYCLE, EDGE_LIMIT, PUBLISH_LIMIT, REFUSED
+from kombu_reliable.store.operations import (
+    CYCLE,
+    DUPLICATE,
+    EDGE_LIMIT,
+    PUBLISH_LIMIT,
+    REFUSED,
+    SKIPPED,
+)
 from kombu_reliable.transport.lanes import Nonce, abandon_lane, next_nonce
 from kombu_reliable.transport.line import LOST
 from kombu_reliable.transport.messages import NONCE
@@ -26,6 +34,11 @@ Item = Outgoing | Broadcast
 
 #: What a message that depends on others costs at least, in edges.
 DEPENDENT_COST = 5
+#: ... and one with a unique key, which may displace another.
+UNIQUE_COST = 3
+
+#: What one that is tagged, tracked or retained costs besides its tags, in edges.
+MARKS_COST = 2
 
 #: Messages of a batch that go out in one round trip.
 ROUND = 10 * PUBLISH_LIMIT
@@ -34,7 +47,7 @@ ROUND = 10 * PUBLISH_LIMIT
 RETRY_PAUSES = (0.0, 0.1, 0.5)
 
 
-def publish(store: Store, memory: MutableMapping[str, Any], items: Sequence[Item]) -> None:
+def publish(store: Store, memory: MutableMapping[str, Any], items: Sequence[Item]) -> str | None:
     """Sends ``items`` in one round trip.
 
     Args:
@@ -43,8 +56,13 @@ def publish(store: Store, memory: MutableMapping[str, Any], items: Sequence[Item
             hands in the same memory, and what was stored before is not stored again.
         items: what to send.
 
+    Returns:
+        The id of the task that has the unique key of the first message that was skipped for
+        that; None if none was.
+
     Raises:
         DependencyCycle: a job would wait for itself.
+        DuplicateJob: another job has the unique key of a message that asks for this error.
         Fenced: a next run was refused, because its job was taken from its owner.
         ServerFull: the server has no memory left.
         NotConfirmed: it is stored, but not as safe as the options ask for.
@@ -61,13 +79,38 @@ def publish(store: Store, memory: MutableMapping[str, Any], items: Sequence[Item
         raise
     # Whoever sends the same message once more on purpose gets a number of its own.
     del memory[NONCE]
+    skipped: str | None = None
     for reply in replies:
-        if isinstance(reply, tuple) and REFUSED in reply:
+        if reply == -1:
+            raise cycle()
+        if isinstance(reply, tuple):
+            skipped = _skipped(reply, items) or skipped
+    return skipped
+
+
+def _skipped(reply: tuple[str, ...], items: Sequence[Item]) -> str | None:
+    """Raises what a reply says; returns for whom a message was skipped, if one was."""
+    holder: str | None = None
+    for answer in reply:
+        if not answer.startswith(REFUSED):
+            continue
+        if answer == REFUSED:
             raise Fenced(
                 'the next run of a job was refused: its lease was lost, another worker has it'
             )
-        if reply == -1 or (isinstance(reply, tuple) and CYCLE in reply):
+        if answer == CYCLE:
             raise cycle()
+        if answer.startswith(DUPLICATE):
+            raise _duplicate(unpack_id(answer[len(DUPLICATE) :]), items)
+        if answer.startswith(SKIPPED):
+            holder = holder or unpack_id(answer[len(SKIPPED) :])
+    return holder
+
+
+def _duplicate(holder: str, items: Sequence[Item]) -> DuplicateJob:
+    keys = {one.unique.key for one in items if isinstance(one, Outgoing) and one.unique}
+    which = f'the unique key {keys.pop()!r}' if len(keys) == 1 else 'a unique key of this batch'
+    return DuplicateJob(f'task {holder} has {which}; nothing was published for it', holder)
 
 
 def _calls(operations: Operations, nonce: Nonce, items: Sequence[Item]) -> list[Call[Any]]:
@@ -106,10 +149,12 @@ def _leading_messages(items: Sequence[Item]) -> list[Outgoing]:
     for item in items:
         if isinstance(item, Broadcast):
             break
-        if item.depends is not None:
-            edges += max(len(item.depends.on), DEPENDENT_COST)
-            if edges > EDGE_LIMIT:
-                break
+        own = len(item.depends.on) if item.depends is not None else 0
+        edges += max(own, DEPENDENT_COST) if item.depends is not None else 0
+        edges += UNIQUE_COST if item.unique is not None else 0
+        edges += MARKS_COST + len(item.marks.tags) if item.marks is not None else 0
+        if own > EDGE_LIMIT or (messages and edges > EDGE_LIMIT):
+            break
         messages.append(item)
     return messages
 

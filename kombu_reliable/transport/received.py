@@ -8,7 +8,7 @@ from typing import Any
 from kombu.transport import virtual
 
 from kombu_reliable.transport.failure import detail_of
-from kombu_reliable.types import Verdict
+from kombu_reliable.types import Origin, Verdict
 
 __all__ = ('Message',)
 
@@ -20,11 +20,13 @@ class Message(virtual.Message):
     and again.  Here that makes it a dead letter: somebody may want to know what it was.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    def __init__(self, payload: Mapping[str, Any], channel: Any = None, **kwargs: Any) -> None:
+        super().__init__(payload, channel=channel, **kwargs)
         #: kombu has tried to unpack a compressed body already.
         self._undecodable = bool(self.errors)
         self.begun = False
+        #: Where it waited, and since when; None for a fanout message.
+        self.origin: Origin | None = payload.get('origin')
         #: Has its verdict already; what is said next changes nothing.
         self._settled = False
 
@@ -42,6 +44,18 @@ class Message(virtual.Message):
         self.begun = True
         if self.channel is not None:
             self.channel.qos.begin(self.delivery_tag)
+
+    def waited(self, until: float | None = None) -> float | None:
+        """For how many seconds it had waited to be claimed, by the server's clock, whatever becomes
+        of this machine's.
+
+        Args:
+            until: a moment of :func:`time.monotonic`; now unless given.
+        """
+        if self.origin is None or self.origin.ready_at is None or self.channel is None:
+            return None
+        now: float | None = self.channel.endpoint.server_time(until)
+        return None if now is None else max(0.0, now - self.origin.ready_at)
 
     def ack(self, multiple: bool = False) -> None:
         """Ends the delivery: done, unless nobody could read it."""
@@ -86,6 +100,16 @@ class Message(virtual.Message):
         ``lost``.  Frees the place that it takes up; it is still to be settled."""
         if not self._settled and self.channel is not None:
             self.channel.qos.once(self.delivery_tag)
+
+    def unlock(self) -> bool:
+        """Gives up the unique key at the start of the work, as ``x-unique-until: start`` asks for.
+        Waits for the server.
+
+        Returns:
+            Whether the message still had it.
+        """
+        job = self.channel and self.channel.keeper.job_of(self.delivery_tag)
+        return bool(job) and self.channel.store.jobs.unlock(job, self.delivery_tag)
 
     @property
     def lost(self) -> bool:

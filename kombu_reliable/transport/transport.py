@@ -99,6 +99,11 @@ class Transport(virtual.Transport):
         """Where messages to named exchanges go."""
         return Routes(self.endpoint.store)
 
+    @property
+    def consumer_name(self) -> str:
+        """The name under which this connection holds messages."""
+        return self.poller.worker
+
     def driver_version(self) -> str:
         return str(redis.__version__)
 

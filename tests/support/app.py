@@ -358,3 +358,11 @@ def reject_until(self: Task, path: str, value: Any = None) -> Any:
     if not os.path.exists(path):
         raise Reject('not yet', requeue=False)
     return value
+
+
+@app.task
+def fail_after(path: str) -> None:
+    """Fails when the test has made a file."""
+    while not os.path.exists(path):
+        time.sleep(0.01)
+    raise ValueError('as told')

@@ -44,7 +44,7 @@ local function bury(queue, id, detail, now, keep)
   redis.call('HDEL', EXTRA .. id, 'once') -- whoever replays it may be lost as any
   grouping().enter(id, fields[6] or reason, now)
   note(id, now, 'failed', reason)
-  tell_features(features_of(id), 'paused', queue, id, now, 'failed')
+  tell_features(features_of(id), 'paused', queue, id, now, 'failed', reason)
   local record = UNSEEN[reason] and redis.pcall('GET', JOB .. id)
   if type(record) == 'string' then
     -- Foreign data where ends are told must not undo a death.

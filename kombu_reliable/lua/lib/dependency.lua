@@ -3,6 +3,7 @@
 -- @include place
 -- @include ready
 -- @include record
+-- @include since
 -- @include wake
 -- Jobs that wait for others.
 --   WAITING     per queue: the jobs that wait, scored by when they are due
@@ -149,6 +150,8 @@ local function dependencies()
       alarm_by(queue, due)
     end
     redis.pcall('ZREM', WAITING .. queue, id)
+    redis.pcall('SETRANGE', JOB .. id, 0, 'x')
+    waits_since(id, math.max(due, now))
     if claimable then
       wake(queue)
     end
@@ -226,13 +229,22 @@ local function dependencies()
     return redis.call('ZSCORE', DEPENDENTS .. key, '')
   end
 
-  -- 'live', 'dead', or nil for what is not there, finished or still to come.
+  local function is_completed(key, head, queue)
+    return string.sub(head, 1, 1) == 'x'
+      and type(redis.pcall('ZSCORE', COMPLETED .. queue, key)) == 'string'
+  end
+
+  -- 'live', 'dead', or nil for what is not there, finished or still to come; and whether it is
+  -- known to have completed.
   local function state_of(key)
     local head, queue = look_up(key)
     local awaited = not head and is_awaited(key)
     if awaited then
       key = newest_twin(key) or key
       head, queue = look_up(key)
+    end
+    if head and is_completed(key, head, queue) then
+      return nil, true
     end
     if head then
       return is_dead(key, head, queue) and 'dead' or 'live'
@@ -306,8 +318,8 @@ local function dependencies()
       if twins then
         key = meant_by(key)
       end
-      local state = state_of(key)
-      local holds = within > 0 and is_to_come(wanted.after and wanted.after[i])
+      local state, done = state_of(key)
+      local holds = within > 0 and not done and is_to_come(wanted.after and wanted.after[i])
       if state then
         holds = state == 'live' or policy ~= IGNORE
       end
@@ -334,7 +346,15 @@ local function dependencies()
     return true
   end
 
+  -- Makes a job wait for exactly one other, however that ends.
+  local function follow(leader, id, arrival)
+    redis.call('ZADD', DEPENDENTS .. leader, string.format('%.17g', IGNORE + arrival / ARRIVALS), id)
+    redis.call('SADD', UNMET .. id, leader)
+    redis.call('SADD', WANTED, leader)
+  end
+
   local all = {await = await, depend = depend, drop_edge = drop_edge, look_up = look_up, meet = meet}
+  all.follow = follow
   all.state_of = state_of
   all.stop_waiting, all.tell_dependents = stop_waiting, tell_dependents
   all.tell_of_twin, all.told_already = tell_of_twin, told_already

@@ -9,6 +9,7 @@
 -- @include ready
 -- @include record
 -- @include run
+-- @include since
 -- @include twins
 -- @include wake
 -- What is rare in the life of a delivery: every end but a success, and every beginning but the
@@ -21,6 +22,7 @@ local function give_back(queue, id, at, counts, feat, now)
     if type(redis.pcall('HINCRBY', EXTRA .. id, 'n', 1)) == 'table' then
       redis.call('UNLINK', EXTRA .. id) -- foreign data
     end
+    waits_since(id, now)
   end
   tell_features(feat, 'paused', queue, id, now, counts and 'requeued' or 'released')
   if claimable then
@@ -43,7 +45,7 @@ local function settle_otherwise(verdict, queue, id, owner, detail, now, retentio
     all_ended({id}, 'gone')
   elseif verdict == 'replace' then
     dependencies().await(id, now + retention)
-    if not tell_features(feat, 'ended', queue, id, now, 'ok') then
+    if not tell_features(feat, 'ended', queue, id, now, 'replaced') then
       forget(id)
     end
   elseif verdict ~= 'fail' then
@@ -68,10 +70,11 @@ local function deliver_once(id)
 end
 
 -- Deliveries of a marked job that ended without an outcome, why there must be no other, if so, and
--- the letters of its features.  An owner that is still noted lost its lease, and loses the job by this claim.
+-- the letters of its features, and since when it waits, if that was noted.  An owner that is still
+-- noted lost its lease, and loses the job by this claim.
 local function deliveries_before(id, limit, now)
   local owner = redis.call('HGET', OWNERS, id)
-  local noted = redis.pcall('HMGET', EXTRA .. id, 'n', 'once', 'unwanted', 'feat')
+  local noted = redis.pcall('HMGET', EXTRA .. id, 'n', 'once', 'unwanted', 'feat', 'since')
   if noted.err then
     redis.call('UNLINK', EXTRA .. id) -- foreign data
   end
@@ -87,7 +90,7 @@ local function deliveries_before(id, limit, now)
   if noted[2] then
     return before, 'lost', feat
   end
-  return before, limit > 0 and before >= limit and 'delivery-limit' or nil, feat
+  return before, limit > 0 and before >= limit and 'delivery-limit' or nil, feat, noted[5]
 end
 
 -- Somebody has canceled it while it was held.

@@ -1,23 +1,30 @@
+-- @include history
 -- @include owner_fields
 -- @include record
+-- @include retention
+-- @include tags
 -- @include throttling
+-- @include tracking
+-- @include unique
 -- What some jobs have besides a place in a queue.  The field 'feat' of a job's EXTRA hash holds a
 -- letter for each, in alphabetical order; so does its owner's entry while it is leased.
 --
 -- Every feature has a file of its own and hears of what befalls its jobs.  `arguments` below are
 -- queue, id, now and then
 --   started  worker   it was claimed
---   paused   event    a delivery ended and the job goes on: 'requeued', 'released', 'stalled' (its
+--   paused   event, detail  a delivery ended and the job goes on: 'requeued', 'released', 'stalled' (its
 --                     lease was lost), 'retried' (its next run was published), 'failed' (it is a
---                     dead letter; it need not have been delivered)
---   ended    outcome  it is over: 'ok', or 'gone' if it was removed.  Its EXTRA hash still exists.
+--                     dead letter; it need not have been delivered), 'replayed' (it was one)
+--   ended    outcome  it is over: 'ok', 'gone' if it was removed, or 'replaced' if others go on under
+--                     its id.  Its EXTRA hash still exists.
 --                     A feature that keeps the job returns true, and puts it where it is to be
 --   moved    queue    to another queue
 --   entered  value    it was published with this feature, or its next run was; the value is what
 --                     the publish has under NAMES
 -- What is told twice must do no harm.
-local HOOKS = {l = throttle_hooks}
-local NAMES = {k = 'track', l = 'throttles', r = 'retain', t = 'tags', u = 'unique'}
+local HOOKS = {h = history_hooks, k = tracking_hooks, l = throttle_hooks, r = retention_hooks,
+  t = tags_hooks, u = unique_hooks}
+local NAMES = {h = 'history', k = 'track', l = 'throttles', r = 'retain', t = 'tags', u = 'unique'}
 
 local function features_of(id)
   local feat = redis.pcall('HGET', EXTRA .. id, 'feat')

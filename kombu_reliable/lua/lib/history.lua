@@ -21,3 +21,22 @@ local function note(id, now, event, detail)
   redis.call('HSET', key, 'h', line)
   mark_extra(id)
 end
+
+-- What also those jobs note that simply succeed, if somebody may look at them.
+local function history_entered(_, id, now)
+  if redis.call('HEXISTS', EXTRA .. id, 'h') == 0 then
+    note(id, now, 'put')
+  end
+end
+
+local function history_started(_, id, now, worker)
+  note(id, now, 'popped', worker)
+end
+
+local function history_ended(_, id, now, outcome)
+  if outcome == 'ok' then
+    note(id, now, 'completed')
+  end
+end
+
+local history_hooks = {entered = history_entered, started = history_started, ended = history_ended}

@@ -89,7 +89,7 @@ local function lifetimes()
     set_paused(queue, false)
     redis.call('SREM', QUEUES, queue)
     redis.call('HSET', LIFE .. queue, 'gone', again, 'swept', found and 0 or 1)
-    if redis.call('EXISTS', LEASED .. queue, DEAD .. queue) == 0 then
+    if redis.call('EXISTS', LEASED .. queue, DEAD .. queue, COMPLETED .. queue) == 0 then
       -- No alarm of this queue means anything else.
       redis.call('ZADD', ALARMS, again, queue)
       redis.call('PEXPIRE', LIFE .. queue, again - now + SWEPT)

@@ -20,6 +20,9 @@ local function remove(id, job, now)
   end_features(job.queue, {id}, 'gone', now)
   redis.call('UNLINK', JOB .. id, EXTRA .. id)
   leave_twin(id)
+  if job.state == 'completed' then
+    return -- it had ended before
+  end
   disarm(job.queue)
   if job.state == 'leased' then
     reopen(job.queue)

@@ -9,10 +9,12 @@
 -- @include ready
 -- @include record
 -- @include releasing
+-- @include retention
+-- @include since
 -- @include wake
 -- What time does to a queue: delayed jobs become ready, expired leases are taken back,
--- old dead letters go, some queues come to the end of their life.  Every step is bounded; what
--- is left keeps its alarm.
+-- old dead letters and completed jobs go, some queues come to the end of their life.  Every step
+-- is bounded; what is left keeps its alarm.
 local STEP = 100
 local LOOK_AGAIN = 30000 -- ms
 local FLAGGED = string.byte('x')
@@ -52,6 +54,7 @@ local function take_back(queue, now)
     claimable = make_ready(queue, id, at, feat) or claimable
     -- Marks the job: whoever claims it looks for the owner only of one that is marked.
     note(id, now, 'lost', owners[i] and owner_worker(owners[i]))
+    waits_since(id, now, true)
     tell_features(feat, 'paused', queue, id, now, 'stalled')
   end
   redis.call('ZREM', LEASED .. queue, unpack(ids))
@@ -69,6 +72,8 @@ local function upkeep(queue, now, hold, retention)
   end
   forget_dead(queue, redis.call('ZRANGEBYSCORE', DEAD .. queue, '-inf', now - retention,
     'LIMIT', 0, STEP), now)
+  forget_completed(queue, redis.call('ZRANGEBYSCORE', COMPLETED .. queue, '-inf', now,
+    'LIMIT', 0, STEP))
   if claimable then
     arm(queue)
   end
@@ -79,7 +84,8 @@ local function upkeep(queue, now, hold, retention)
   end
   local dead = head(DEAD .. queue)
   local next = sooner(sooner(head(DELAYED .. queue), lease), dead and dead + retention + 1)
-  next = sooner(next, life or nil)
+  local completed = head(COMPLETED .. queue)
+  next = sooner(sooner(next, life or nil), completed and trim_at(completed))
   if next then
     redis.call('ZADD', ALARMS, next, queue)
   else

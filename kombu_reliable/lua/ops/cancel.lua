@@ -7,6 +7,7 @@
 --                requested  somebody held it, and may have begun; it is taken from him and gone,
 --                           or will be if he gives it back, loses it, or runs it once more
 --                failed     it is a dead letter, and stays
+--                completed  it has succeeded, and its record stays
 --                dependents others wait for one of these, so all stay
 --                unknown    there is no such job
 -- Cost  O(log n) per job; at most 100 jobs a call
@@ -32,16 +33,18 @@ end
 
 local function live(id)
   local job = find(id)
-  return job and job.state ~= 'failed' and job, job
+  return job and job.state ~= 'failed' and job.state ~= 'completed' and job, job
 end
 
--- Whether others wait for a job; not all that are entered there still do.
+-- Whether others wait for a job; not all that are entered there still do, and what has only its
+-- unique key in common with it is glad of its end.
 local function is_wanted(id)
   if redis.call('SISMEMBER', WANTED, id) == 0 then
     return false
   end
   for _, dependent in ipairs(redis.call('ZRANGE', DEPENDENTS .. id, 0, LOOK)) do
-    if redis.call('SISMEMBER', UNMET .. dependent, id) == 1 then
+    if redis.call('SISMEMBER', UNMET .. dependent, id) == 1
+        and redis.pcall('HGET', EXTRA .. dependent, 'behind') ~= id then
       return true
     end
   end
@@ -56,7 +59,7 @@ end
 return act(FIRST, function(id, now)
   local job, any = live(id)
   if not job then
-    return any and 'failed' or 'unknown'
+    return any and any.state or 'unknown'
   end
   if wanted then
     return 'dependents'

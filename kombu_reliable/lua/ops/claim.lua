@@ -5,9 +5,10 @@
 --       how many jobs could start at once, number of settlements, the settlements,
 --       then the queues in the order in which they are asked
 -- Reply 1 if claimable work is left, 2 if it is only for those who can start it at once,
---       when to claim again (us from now; -1: others watch),
+--       when to claim again (us from now; -1: others watch), now (ms),
 --       one status per settlement,
---       then per message: number of its queue (from 1), id, deliveries, record.
+--       then per message: number of its queue (from 1), id, deliveries, record.  Behind the
+--       deliveries stands ';' and since when it waits, if that is not what its record says.
 --       The n-th message is leased under '<token>.<n>'.
 --       At the end, if a queue could not be read: the error.  The other queues are served.
 -- Cost  O(log n) per message; credit at most 100, upkeep of at most 8 queues a call
@@ -39,7 +40,7 @@ end
 enter_full_server()
 pausing = meta[6]
 
-local reply = {0, -1}
+local reply = {0, -1, now}
 settle(FIRST_SETTLEMENT, FIRST_QUEUE - 1, now, retention, keep, reply)
 
 local hold = hear(now, tonumber(meta[2]), tonumber(meta[3]), lease)
@@ -67,9 +68,9 @@ local function claim_from(number, queue, most)
   records = redis.call('MGET', unpack(records))
   for i, id in ipairs(ids) do
     local record = records[i]
-    local before, death, feat = 0, nil, ''
+    local before, death, feat, since = 0, nil, '', nil
     if record and string.byte(record) ~= PLAIN then
-      before, death, feat = deliveries_before(id, limit, now)
+      before, death, feat, since = deliveries_before(id, limit, now)
     end
     if not record or death then
       end_undelivered(queue, id, record, death, now, retention, keep)
@@ -86,7 +87,7 @@ local function claim_from(number, queue, most)
       end
       reply[#reply + 1] = number
       reply[#reply + 1] = id
-      reply[#reply + 1] = before + 1
+      reply[#reply + 1] = since and before + 1 .. ';' .. since or before + 1
       reply[#reply + 1] = record
     end
   end
@@ -133,9 +134,9 @@ local function claim_with_lanes(number, queue, most)
   local function deliver(id, at)
     local record = redis.pcall('GET', JOB .. id)
     record = type(record) == 'string' and record
-    local before, death, feat = 0, nil, ''
+    local before, death, feat, since = 0, nil, '', nil
     if record then
-      before, death, feat = deliveries_before(id, limit, now)
+      before, death, feat, since = deliveries_before(id, limit, now)
     end
     if not record or death then
       end_undelivered(queue, id, record, death, now, retention, keep)
@@ -146,7 +147,8 @@ local function claim_with_lanes(number, queue, most)
     credit = credit - 1
     redis.call('HSET', OWNERS, id, token .. '.' .. delivered .. ';' .. at .. feat .. ';' .. worker)
     alarm_by(queue, now + lease)
-    for _, field in ipairs({number, id, before + 1, record}) do
+    local deliveries = since and before + 1 .. ';' .. since or before + 1
+    for _, field in ipairs({number, id, deliveries, record}) do
       reply[#reply + 1] = field
     end
     tell_features(feat, 'started', queue, id, now, worker)

@@ -1,4 +1,4 @@
--- Discard: deletes dead letters.
+-- Discard: deletes dead letters, and completed jobs that are kept.
 --
 -- ARGV  now | '', group in which they were found ('' if by themselves), then the keys of the jobs
 -- Reply per job: done, unknown, its state if it is no dead letter.
@@ -10,7 +10,7 @@ local named = ARGV[2]
 
 return act(3, function(id, now)
   local job = find(id, 'failed')
-  if job and job.state == 'failed' then
+  if job and (job.state == 'failed' or job.state == 'completed') then
     remove(id, job, now)
     return 'done'
   end

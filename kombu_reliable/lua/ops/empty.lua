@@ -1,6 +1,6 @@
 -- Empty: deletes jobs of a queue that are in one state, in bounded steps.
 --
--- ARGV  now | '', queue, state: ready, throttled, delayed, waiting or failed
+-- ARGV  now | '', queue, state: ready, throttled, delayed, waiting, failed or completed
 -- Reply number of jobs deleted; 0 when none is left
 -- Cost  at most 100 jobs a call
 -- @include clock

@@ -1,7 +1,7 @@
 -- Move: puts jobs into another queue, in the state they are in, at their place.
 --
 -- ARGV  now | '', retention of dead letters (ms), queue, then the keys of the jobs
--- Reply per job: done, unknown, leased (it stays where it is), no-queue (the queue was deleted)
+-- Reply per job: done, unknown, leased or completed (it stays where it is), no-queue (the queue was deleted)
 -- Cost  O(log n) per job, and copies their messages; at most 100 jobs a call
 -- @include acting
 -- @include delaying
@@ -23,8 +23,8 @@ return act(4, function(id, now, keeper)
   if not job or job.state == 'nowhere' then
     return 'unknown'
   end
-  if job.state == 'leased' then
-    return 'leased'
+  if job.state == 'leased' or job.state == 'completed' then
+    return job.state
   end
   if job.queue == target then
     return 'done'

@@ -1,7 +1,7 @@
 -- Prioritize: gives jobs another rank.  Inside a rank they keep their order of arrival.
 --
 -- ARGV  now | '', rank (three digits), then the keys of the jobs
--- Reply per job: done, unknown, leased (it stays as it is)
+-- Reply per job: done, unknown, leased or completed (it stays as it is)
 -- Cost  O(log n) per job; at most 100 jobs a call
 -- @include acting
 -- @include lanes
@@ -14,8 +14,8 @@ return act(3, function(id)
   if not job or job.state == 'nowhere' then
     return 'unknown'
   end
-  if job.state == 'leased' then
-    return 'leased'
+  if job.state == 'leased' or job.state == 'completed' then
+    return job.state
   end
   redis.call('SETRANGE', JOB .. id, 1, rank)
   if job.state == 'ready' or job.state == 'throttled' then

@@ -8,7 +8,7 @@
 --            Ends the delivery in the same step; refused if it was taken from its owner.
 --       depends  what it waits for, see lib/dependency.lua
 -- Reply as publish has it; '!' for a message that was refused, '!cycle' for one that would wait
---       for itself
+--       for itself, '!skip <job>' or '!raise <job>' for one whose unique key that job has
 -- Cost  O(log n) per message and dependency; at most 200 messages and 300 dependencies a call
 -- @include clock
 -- @include cycle
@@ -26,7 +26,9 @@
 -- @include run
 -- @include storing
 -- @include wake
+-- @defer displacing: make_way
 local STRIDE = 6
+local ALONE = 3 + STRIDE -- the number of arguments for a single message
 local succeeded = {} -- tokens of the runs that this call has ended
 
 -- Ends the current run of a job whose next one is about to be stored; false if somebody else
@@ -47,7 +49,7 @@ local function end_run(token, key)
     redis.call('UNLINK', EXTRA .. key) -- foreign data
     past = nil
   end
-  redis.call('HDEL', EXTRA .. key, 'n', 'once', 'heir')
+  redis.call('HDEL', EXTRA .. key, 'n', 'once', 'heir', 'progress')
   redis.call('HSET', EXTRA .. key, 'p', string.sub(token .. ';' .. (past or ''), 1, PAST_RUNS))
   local now = clock()
   note(key, now, 'retried')
@@ -58,16 +60,35 @@ local function end_run(token, key)
   return true
 end
 
+-- Whether a message is not to be stored, because another job has its unique key; who has.
+local function is_in_the_way(unique, number, now)
+  local holder, leader = make_way(unique, now)
+  if holder and #ARGV == ALONE then
+    -- Nothing was stored.  Who has not got the answer asks again, and must not be told that his
+    -- message is there.
+    redis.call('ZADD', PRODUCERS, ARGV[3] - 1, ARGV[2])
+  end
+  unique.number, unique.leader = number, leader
+  return holder
+end
+
 -- Stores the record; whether it did.
-local function store(at, number, record, run)
+local function store(at, number, record, features, now)
+  local run = features.run
   if run and not succeeded[run[1]] then
     if end_run(run[1], run[2]) then
       succeeded[run[1]] = true
       redis.call('SET', JOB .. run[2], 'x' .. record)
+      features.unique = nil -- it has what its job has
       return run[2], true
     elseif is_fenced(run[1]) or has_next_run(run[2], run[1]) then
       return '!', false
     end
+  end
+  local unique = features.unique
+  local holder = unique and is_in_the_way(unique, number, now)
+  if holder then
+    return '!' .. unique.conflict .. ' ' .. holder, false
   end
   local id = ARGV[at]
   if not redis.call('SET', JOB .. id, '-' .. record, 'NX') then
@@ -77,8 +98,12 @@ local function store(at, number, record, run)
 end
 
 -- Whether a job has to wait for others; then it has its place among those that do.
-local function waits(id, queue, due, number, depends, now)
-  if not dependencies().depend(id, queue, depends, number, now) then
+local function waits(id, queue, due, number, features, now)
+  local leader, depends = features.unique and features.unique.leader, features.depends
+  if leader then
+    dependencies().follow(leader, id, number)
+  end
+  if not (depends and dependencies().depend(id, queue, depends, number, now) or leader) then
     return false
   end
   redis.call('ZADD', WAITING .. queue, math.max(now, due), id)
@@ -107,12 +132,12 @@ local function publish(at, number)
   if depends and closes_cycle(run and run[2] or ARGV[at], depends.on) then
     return '!cycle'
   end
-  local id, stored = store(at, number, rank .. stamp .. ARGV[at + 4], run)
+  local id, stored = store(at, number, rank .. stamp .. ARGV[at + 4], features, now)
   if not stored then
     return id
   end
   local feat = enter_features(queue, id, now, features)
-  if depends and waits(id, queue, due, number, depends, now) then
+  if waits(id, queue, due, number, features, now) then
     return id
   end
   if due > now then

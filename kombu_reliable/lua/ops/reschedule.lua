@@ -1,7 +1,7 @@
 -- Reschedule: gives jobs another due time.  One that is past means at once.
 --
 -- ARGV  now | '', due time (ms since the epoch), then the keys of the jobs
--- Reply per job: done, unknown, leased or failed (it stays as it is)
+-- Reply per job: done, unknown, leased, failed or completed (it stays as it is)
 -- Cost  O(log n) per job; at most 100 jobs a call
 -- @include acting
 -- @include delaying
@@ -10,6 +10,8 @@
 -- @include lanes
 -- @include place
 -- @include ready
+-- @include record
+-- @include since
 -- @include whereabouts
 local due = tonumber(ARGV[2])
 
@@ -21,6 +23,7 @@ return act(3, function(id, now, keeper)
   local queue = job.queue
   if job.state == 'waiting' then
     redis.call('ZADD', WAITING .. queue, math.max(due, now), id)
+    return 'done' -- once it does not wait any more, it is noted since when
   elseif job.state ~= 'ready' and job.state ~= 'throttled' and job.state ~= 'delayed' then
     return job.state
   elseif due > now then
@@ -39,6 +42,10 @@ return act(3, function(id, now, keeper)
     if claimable then
       arm(queue)
     end
+  else
+    return 'done' -- it is ready
   end
+  mark_extra(id)
+  waits_since(id, math.max(due, now))
   return 'done'
 end)

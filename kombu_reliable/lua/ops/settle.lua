@@ -10,6 +10,7 @@
 -- @include room
 -- @include releasing
 -- @include settlement
+-- @defer features: tell_features, features_of, end_features
 local version, hold
 version, hold, pausing = unpack(redis.call('HMGET', META, 'v', 'hold', 'paused'))
 if foreign(version) then
