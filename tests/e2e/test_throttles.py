@@ -359,7 +359,7 @@ def test_a_queue_takes_keys_in_turn(
     queue.resume()
     finish(results)
     queue.throttle.delete()
-    ran = installed.ledger.values('ran')
+    ran = [entry['value'] for entry in installed.ledger.lines('ran', task='run')]
     for key in 'abc':
         assert [n for one, n in ran if one == key] == sorted(n for one, n in ran if one == key)
     assert {one for one, _ in ran[:3]} == {one for one, _ in ran[3:6]} == {'a', 'b', 'c'}
@@ -392,12 +392,15 @@ def test_the_slot_of_a_killed_worker_comes_back(
     fleet = make_fleet(module='tests.support.installed')
     ext = celery_ext.install(fleet.app())
     limit = Throttle(name, concurrency=1)
-    first = fleet.start()
+    for _ in range(2):
+        fleet.start(concurrency=1, ready=False)
+    for worker in fleet.workers:
+        worker.wait_for_log(' ready.')
     task(ext.app, 'sleep', 60).apply_async(throttles=limit)
-    fleet.ledger.wait(1, 'started')
+    [begun] = fleet.ledger.wait(1, 'started')
     waits = task(ext.app, 'run').apply_async(throttles=limit)
-    os.killpg(first.pid, signal.SIGKILL)
-    fleet.start()
+    [holder] = [worker for worker in fleet.workers if begun['pid'] in worker.pool_pids()]
+    os.killpg(holder.pid, signal.SIGKILL)
     # The first goes on from the start: it was there before.
     fleet.ledger.wait(2, 'started')
     assert not waits.ready()
