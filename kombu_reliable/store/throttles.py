@@ -5,7 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+from kombu_reliable.envelope import unpack_id
 from kombu_reliable.errors import InvalidArgument
+from kombu_reliable.scripts import translating
+from kombu_reliable.store import checks
 from kombu_reliable.store.limits import Limit, check_name
 
 if TYPE_CHECKING:
