@@ -306,7 +306,7 @@ def test_what_one_can_do(scheduled: Fleet, ext: Extension) -> None:
     assert job.id in {run.id for run in lost.history()}
     # One that no machine here can read waits for one that can.
     fields = {'when': '{"kind": "solar", "event": "sunset", "lat": 0, "lon": 0}', 'spec': '{}'}
-    ext.schedules.store.put('strange', {**fields, 'rules': '{}'}, Timing(1, 1))
+    ext.schedules.store.put('strange', {**fields, 'rules': '{}'}, Timing(1, 1), '')
     wait_for(lambda: 'strange cannot be fired here' in ''.join(
         worker.text() for worker in scheduled.workers))  # fmt: skip
     assert ext.schedules['strange'].state == 'active'
