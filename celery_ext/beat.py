@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
+from collections import deque
 from typing import Any
 
 import celery.beat
@@ -13,7 +14,8 @@ from kombu.exceptions import OperationalError
 from celery_ext.broker import require, speaks_ours
 from celery_ext.declaring import declared_schedules
 from celery_ext.firing import Firer
-from celery_ext.schedule_step import STAY, name_in, tick_consumer
+from celery_ext.schedule_step import PAUSE, STAY, name_in, tick_consumer
+from kombu_reliable import Verdict
 
 __all__ = ('Scheduler',)
 
@@ -21,8 +23,8 @@ logger = logging.getLogger('celery.beat')
 
 #: How long one look for ticks takes at most, in seconds: in between, beat asks whether to end.
 LOOK = 1.0
-#: The pause after an error.
-PAUSE = 1.0
+#: The pause before a lost connection is opened again.
+RETRY = 1.0
 
 
 class Scheduler(celery.beat.Scheduler):
@@ -35,6 +37,8 @@ class Scheduler(celery.beat.Scheduler):
         self._connection: Any = None
         self._firer: Firer | None = None
         self._stay_at = 0.0
+        #: Ticks that could not be fired, and until when they are held.
+        self._waiting: deque[tuple[float, Any]] = deque()
         super().__init__(*args, **kwargs)
 
     def setup_schedule(self) -> None:
@@ -52,12 +56,14 @@ class Scheduler(celery.beat.Scheduler):
             if time.monotonic() >= self._stay_at:
                 firer.stay()
                 self._stay_at = time.monotonic() + STAY
+            while self._waiting and self._waiting[0][0] <= time.monotonic():
+                self._waiting.popleft()[1].settle(Verdict.RELEASE)
             with contextlib.suppress(TimeoutError):
                 self._connection.drain_events(timeout=LOOK)
         except (*self._errors(), OperationalError) as error:
-            logger.warning('beat: no connection, again in %.0f s: %r', PAUSE, error)
+            logger.warning('beat: no connection, again in %.0f s: %r', RETRY, error)
             self._disconnect()
-            return PAUSE
+            return RETRY
         return 0.0
 
     def _errors(self) -> tuple[type[BaseException], ...]:
@@ -76,6 +82,7 @@ class Scheduler(celery.beat.Scheduler):
         return firer
 
     def _disconnect(self) -> None:
+        self._waiting.clear()
         connection, self._connection, self._firer = self._connection, None, None
         if connection is not None:
             with contextlib.suppress(Exception):
@@ -88,8 +95,10 @@ class Scheduler(celery.beat.Scheduler):
         except self._errors():
             raise
         except Exception as error:
-            logger.exception('beat: schedule %s cannot be fired: %r', name_in(message), error)
-        message.ack()
+            logger.warning('beat: schedule %s cannot be fired here: %r', name_in(message), error)
+            self._waiting.append((time.monotonic() + PAUSE, message))
+        else:
+            message.ack()
 
     def close(self) -> None:
         self._disconnect()

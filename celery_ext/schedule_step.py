@@ -10,19 +10,17 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import click
-from billiard.einfo import ExceptionInfo
 from celery import bootsteps
 from celery.utils.log import get_logger
 from kombu import Consumer, Queue
 
-from celery_ext.failures import describe
 from celery_ext.ticks import TICKS
 from kombu_reliable import Verdict
 
 if TYPE_CHECKING:
     from celery_ext.firing import Firer
 
-__all__ = ('FireSchedules', 'connect', 'tick_consumer')
+__all__ = ('PAUSE', 'STAY', 'FireSchedules', 'connect', 'name_in', 'tick_consumer')
 
 logger = get_logger(__name__)
 
@@ -32,9 +30,8 @@ PREFETCH = 50
 #: How often a worker says that it is still there, in seconds.
 STAY = 60.0
 
-#: How often a tick is tried, and the pauses in between, in seconds.
-TRIES = 20
-FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0
+#: How long a tick that could not be fired here is held, in seconds, before it is anybody's again.
+PAUSE = 10.0
 
 
 class FireSchedules(bootsteps.StartStopStep):
@@ -92,32 +89,28 @@ class FireSchedules(bootsteps.StartStopStep):
         except Exception as error:
             logger.warning('schedules cannot be declared, again in %.0f s: %r', STAY, error)
 
-    def receive(self, parent: Any, message: Any, tries: int = 1) -> None:
-        """Fires one schedule, now or after a pause."""
-        if message.acknowledged or self.firer is None:
+    def receive(self, parent: Any, message: Any) -> None:
+        """Fires one schedule, or leaves it to another worker, or to later."""
+        if self.firer is None:
             return
         try:
             self.firer.fire(name_in(message))
         except Exception as error:
-            self._try_later(parent, message, tries, error)
+            # The server is full, or this machine does not know the time zone: who knows what
+            # the next one can do.  A release counts as no delivery.
+            logger.warning(
+                'schedule %s cannot be fired here, again in %.0f s: %r',
+                name_in(message), PAUSE, error,
+            )  # fmt: skip
+            self.waiting.add(message)
+            parent.timer.call_after(PAUSE, self._leave, (message,))
         else:
-            self.waiting.discard(message)
             message.ack()
 
-    def _try_later(self, parent: Any, message: Any, tries: int, error: Exception) -> None:
-        if tries >= TRIES:
+    def _leave(self, message: Any) -> None:
+        if message in self.waiting:
             self.waiting.discard(message)
-            logger.exception('schedule %s is given up: %r', name_in(message), error)
-            message.settle(
-                Verdict.FAIL, describe('failed', error, TICKS, ExceptionInfo().traceback)
-            )
-            return
-        pause = min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** (tries - 1))
-        logger.warning(
-            'schedule %s cannot be fired, again in %.1f s: %r', name_in(message), pause, error
-        )
-        self.waiting.add(message)
-        parent.timer.call_after(pause, self.receive, (parent, message, tries + 1))
+            message.settle(Verdict.RELEASE)
 
 
 def name_in(message: Any) -> str:

@@ -21,7 +21,7 @@ from celery_ext.firing import plan
 from celery_ext.timetable import Timetable, encode_when, timetable
 
 #: How often a beat looks, in the comparison below.
-LOOK = timedelta(minutes=5)
+LOOK = timedelta(minutes=1)
 
 
 @pytest.fixture
@@ -82,8 +82,8 @@ def test_summer_time_comes_and_goes_as_in_celery(
     app: Celery, zone: str, day: tuple[int, int, int], cron: dict[str, Any]
 ) -> None:
     app.conf.timezone = zone
-    start = datetime(*day, tzinfo=UTC) - timedelta(hours=12, seconds=-1)
-    end = start + timedelta(hours=30, minutes=10, seconds=30)
+    start = datetime(*day, tzinfo=UTC) - timedelta(hours=6, seconds=-1)
+    end = start + timedelta(hours=20, minutes=10, seconds=30)
     expected = as_beat_does(app, cron, start, end)
     table, at, found = of(app, crontab(**cron)), ms(start), []
     while (at := table.after(at)) < ms(end):

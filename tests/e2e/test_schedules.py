@@ -19,6 +19,7 @@ from click.testing import CliRunner
 import celery_ext
 from celery_ext import Extension, InvalidSchedule, Schedule, UnknownSchedule, WrongState
 from celery_ext.cli import reliable
+from kombu_reliable import Timing
 from tests.support.wait import wait_for
 from tests.support.workers import ROOT, Fleet
 
@@ -303,6 +304,12 @@ def test_what_one_can_do(scheduled: Fleet, ext: Extension) -> None:
     [job, _] = ext.jobs.failed()
     assert (job.task, lost.refresh().state) == ('no.such.task', 'ended')
     assert job.id in {run.id for run in lost.history()}
+    # One that no machine here can read waits for one that can.
+    fields = {'when': '{"kind": "solar", "event": "sunset", "lat": 0, "lon": 0}', 'spec': '{}'}
+    ext.schedules.store.put('strange', {**fields, 'rules': '{}'}, Timing(1, 1), '')
+    wait_for(lambda: 'strange cannot be fired here' in ''.join(
+        worker.text() for worker in scheduled.workers))  # fmt: skip
+    assert ext.schedules['strange'].state == 'active'
     door = scheduled.directory / 'door'
     alone = ext.schedules.create(
         'alone', 'tests.support.app.wait_for_file', 3600, args=[str(door)], overlap=False
