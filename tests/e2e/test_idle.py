@@ -62,8 +62,8 @@ def test_idle_workers(
         for proxy, limit in ((bare, 0.3), (full, 1.5)):
             sent = names(proxy.seen())
             print(f'{pool}, at most {limit}/s: {sent.total() / seconds:.2f}/s {dict(sent)}')
-            # In a short time the slow clocks (10 s, 25 s) may tick once more than their share, and on
-            # a loaded machine a worker that watches the clock is late and somebody takes over.
+            # In a short time the slow clocks (10 s, 25 s) may tick once more than their share, and
+            # on a loaded machine who watches the clock is late, and somebody takes over.
             assert sent.total() <= limit * seconds + (4 if seconds < 30 else 0), sent
         for number in range(20):
             task(app, 'run', f'awake {number}').apply_async(ignore_result=True)
