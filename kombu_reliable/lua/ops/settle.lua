@@ -10,6 +10,8 @@
 -- @include room
 -- @include releasing
 -- @include settlement
+-- @defer features: tell_features, features_of, end_features
+-- @defer lanes: lanes
 local version, hold
 version, hold, pausing = unpack(redis.call('HMGET', META, 'v', 'hold', 'paused'))
 if foreign(version) then
