@@ -53,6 +53,10 @@ wants = st.one_of(
     st.dictionaries(st.sampled_from(NAMES), limits, min_size=1, max_size=1),
     st.just({}),
 )
+scarce = st.dictionaries(
+    st.sampled_from(NAMES), st.sampled_from([Limit(concurrency=1), Limit(concurrency=2)]),
+    min_size=1, max_size=2,
+)  # fmt: skip
 queues = st.sampled_from(QUEUES)
 ranks = st.sampled_from((0, 0, 0, 7, 255))
 names = st.sampled_from(NAMES)
@@ -214,6 +218,26 @@ class Throttles(RuleBasedStateMachine):
     @rule()
     def crash(self) -> None:
         self.held.clear()
+
+    # Steps of their own, so that random runs are mostly about jobs that wait for each other.
+
+    @rule(queue=queues, wanted=scarce, rank=ranks, credit=st.integers(1, 3))
+    def publish_and_claim(
+        self, queue: str, wanted: dict[str, Limit | None], rank: int, credit: int
+    ) -> None:
+        self.publish(queue, rank, 0, wanted, 2)
+        self._claim(credit, credit, [queue])
+
+    @rule(queue=queues, wanted=scarce, rank=ranks)
+    def publish_scarce(self, queue: str, wanted: dict[str, Limit | None], rank: int) -> None:
+        self.publish(queue, rank, 0, wanted, 2)
+
+    @precondition(lambda self: self.held)
+    @rule(pick=picks, credit=st.integers(0, 3), queue=queues)
+    def settle_and_claim(self, pick: int, credit: int, queue: str) -> None:
+        self._settle(Verdict.ACK, self.held.pop(pick % len(self.held)))
+        self.redis_is_as_the_model_says()
+        self._claim(credit, credit, [queue])
 
     # -- operators ------------------------------------------------------------------
 

@@ -2,6 +2,8 @@
 -- @include clock
 -- @include limits
 -- @include place
+-- @include queue_limits
+-- @include turns
 -- @include wake
 -- Jobs that share limits, see lib/limits.lua, wait in lanes.  A lane is a queue and a set of throttles, and perhaps the
 -- key of those who take turns; it is called by the digest of that and the name of its queue.
@@ -358,6 +360,8 @@ local function lanes()
   all.later, all.leave, all.limits, all.opened, all.ours = look_at, leave_lane, limits, opened, ours
   all.rearrange, all.serve, all.take, all.wanted = rearrange, serve, take, wanted
   all.published = published
+  add_queue_limits(all)
+  add_turns(all)
   made_lanes = all
   return all
 end

@@ -3,7 +3,7 @@
 -- @include disarm
 -- @include features
 -- @include group
--- @include queue_limits
+-- @include lanes
 -- @include twins
 -- @include whereabouts
 -- Takes a job out of the world, with everything that is its own.
@@ -25,7 +25,7 @@ local function remove(id, job, now)
   end
   disarm(job.queue)
   if job.state == 'leased' then
-    reopen(job.queue)
+    lanes().reopen(job.queue)
   end
   all_ended({id}, 'gone')
   if job.state == 'waiting' then

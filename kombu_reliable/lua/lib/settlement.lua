@@ -3,7 +3,7 @@
 -- @include ended
 -- @include owner
 -- @include owner_fields
--- @include queue_limits
+-- @include lanes
 -- @include wake
 -- Ends deliveries.  A settlement is five arguments: verdict, queue, id, token, detail.
 --   ack      done, forget it
@@ -79,7 +79,7 @@ local function settle(first, last, now, retention, keep, reply)
     for queue, leased in pairs(queues) do
       unlease(queue, leased)
       if pausing then
-        reopen(queue)
+        lanes().reopen(queue)
       end
     end
   end

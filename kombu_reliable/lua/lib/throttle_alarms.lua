@@ -1,4 +1,4 @@
--- @include queue_limits
+-- @include lanes
 -- What time does to throttles: a job may start at the pace of its rate, a limit that was set for a
 -- while has ended.  Returns when to look again, or nil.
 local function serve_throttles(now)
@@ -12,12 +12,12 @@ local function serve_throttles(now)
     elseif ends then
       all.later(name, ends)
     end
-    local queue = limited_queue(name)
-    if queue and is_limited(queue) then
+    local queue = all.limited_queue(name)
+    if queue and all.is_limited(queue) then
       if ends and ends <= now then
-        set_limited(queue, false)
+        all.set_limited(queue, false)
       else
-        reopen(queue)
+        all.reopen(queue)
       end
     end
     all.limits.next_token(name)

@@ -5,7 +5,7 @@
 -- @include lifetime
 -- @include owner_fields
 -- @include place
--- @include queue_limits
+-- @include lanes
 -- @include ready
 -- @include record
 -- @include releasing
@@ -60,7 +60,7 @@ local function take_back(queue, now)
   redis.call('ZREM', LEASED .. queue, unpack(ids))
   redis.call('HINCRBY', META, 'expired', #ids)
   if pausing then
-    reopen(queue)
+    lanes().reopen(queue)
   end
   return claimable
 end

@@ -23,8 +23,6 @@
 -- @defer endings: settle_otherwise, deliver_once, status_of_other, leave_twin, deliveries_before, end_undelivered
 -- @defer features: tell_features, features_of, end_features
 -- @defer lanes: lanes
--- @defer queue_limits: room_in, count_started, reopen, is_limited, limited_queue, set_limited
--- @defer turns: claim_in_turn
 -- @defer upkeep: serve_alarms
 local now, micros = clock()
 local worker, token, lease = ARGV[2], ARGV[3], tonumber(ARGV[4])
@@ -125,56 +123,56 @@ local function claim_safely(number, queue, most)
   return false
 end
 
--- Claims from a queue of which some jobs are in lanes.
-local function claim_with_lanes(number, queue, most)
-  local function claim_ready(count)
-    return claim_safely(number, queue, count)
-  end
-
-  local function deliver(id, at)
-    local record = redis.pcall('GET', JOB .. id)
-    record = type(record) == 'string' and record
-    local before, death, feat, since = 0, nil, '', nil
-    if record then
-      before, death, feat, since = deliveries_before(id, limit, now)
-    end
-    if not record or death then
-      end_undelivered(queue, id, record, death, now, retention, keep)
-      return false
-    end
-    redis.call('ZADD', LEASED .. queue, now + lease, id) -- first what foreign data could refuse
-    delivered = delivered + 1
-    credit = credit - 1
-    redis.call('HSET', OWNERS, id, token .. '.' .. delivered .. ';' .. at .. feat .. ';' .. worker)
-    alarm_by(queue, now + lease)
-    local deliveries = since and before + 1 .. ';' .. since or before + 1
-    for _, field in ipairs({number, id, deliveries, record}) do
-      reply[#reply + 1] = field
-    end
-    tell_features(feat, 'started', queue, id, now, worker)
-    return true
-  end
-
-  local count, error = claim_in_turn(queue, most, idle - delivered, claim_ready, deliver)
-  problem = error or problem
-  return count
-end
-
 for i = FIRST_QUEUE, #ARGV do
   local number, queue = i - FIRST_QUEUE + 1, ARGV[i]
   local most, closed, laned = credit, false, false
   if pausing then
-    most, closed = room_in(queue, credit, idle - delivered)
+    most, closed = lanes().room_in(queue, credit, idle - delivered)
   end
   if meta[7] and not closed then
     laned = redis.call('EXISTS', TICKETS .. queue) == 1
   end
   local count = 0
-  if not closed and most > 0 then
-    count = (laned and claim_with_lanes or claim_safely)(number, queue, most)
+  if closed or most <= 0 then
+    count = 0
+  elseif not laned then
+    count = claim_safely(number, queue, most)
+  else
+    -- These functions are made here because few claims need them.
+    local function claim_ready(some)
+      return claim_safely(number, queue, some)
+    end
+
+    local function deliver(id, at)
+      local record = redis.pcall('GET', JOB .. id)
+      record = type(record) == 'string' and record
+      local before, death, feat, since = 0, nil, '', nil
+      if record then
+        before, death, feat, since = deliveries_before(id, limit, now)
+      end
+      if not record or death then
+        end_undelivered(queue, id, record, death, now, retention, keep)
+        return false
+      end
+      redis.call('ZADD', LEASED .. queue, now + lease, id) -- first what foreign data could refuse
+      delivered = delivered + 1
+      credit = credit - 1
+      redis.call('HSET', OWNERS, id, token .. '.' .. delivered .. ';' .. at .. feat .. ';' .. worker)
+      alarm_by(queue, now + lease)
+      local deliveries = since and before + 1 .. ';' .. since or before + 1
+      for _, field in ipairs({number, id, deliveries, record}) do
+        reply[#reply + 1] = field
+      end
+      tell_features(feat, 'started', queue, id, now, worker)
+      return true
+    end
+
+    local error
+    count, error = lanes().claim_in_turn(queue, most, idle - delivered, claim_ready, deliver)
+    problem = error or problem
   end
   if pausing and count and count > 0 then
-    closed = count_started(queue, count)
+    closed = lanes().count_started(queue, count)
   end
   if count and not closed and (redis.call('EXISTS', READY .. queue) == 1
       or meta[7] and redis.call('EXISTS', TICKETS .. queue) == 1) then

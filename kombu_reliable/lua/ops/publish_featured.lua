@@ -20,7 +20,7 @@
 -- @include nonce
 -- @include owner_fields
 -- @include place
--- @include queue_limits
+-- @include lanes
 -- @include ready
 -- @include record
 -- @include run
@@ -55,7 +55,7 @@ local function end_run(token, key)
   note(key, now, 'retried')
   tell_features(owner_features(owner), 'paused', queue, key, now, 'retried')
   if pausing then
-    reopen(queue)
+    lanes().reopen(queue)
   end
   return true
 end

@@ -7,7 +7,7 @@
 -- @include clock
 -- @include layout
 -- @include room
--- @include queue_limits
+-- @include lanes
 local version = redis.call('HGET', META, 'v')
 if foreign(version) then
   return refuse(version)
@@ -29,9 +29,9 @@ if set then
     all.later(name, now + life)
   end
 end
-local queue = limited_queue(name)
+local queue = all.limited_queue(name)
 if queue then
-  set_limited(queue, set)
+  all.set_limited(queue, set)
 end
 all.limits.next_token(name) -- the pace is that of the new limits from now on
 all.opened(name)

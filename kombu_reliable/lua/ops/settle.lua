@@ -11,6 +11,7 @@
 -- @include releasing
 -- @include settlement
 -- @defer features: tell_features, features_of, end_features
+-- @defer lanes: lanes
 local version, hold
 version, hold, pausing = unpack(redis.call('HMGET', META, 'v', 'hold', 'paused'))
 if foreign(version) then
