@@ -214,7 +214,8 @@ def test_traces_go_from_the_publish_to_the_run(
         path = Path(f'{fleet.ledger.path}.spans')
         lines = path.read_text().splitlines() if path.exists() else []
         spans = [json.loads(line) for line in lines if line.endswith('}')]
-        return [span for span in spans if span['name'].startswith('run/')]
+        found = [span for span in spans if span['name'].startswith('run/')]
+        return sorted(found, key=lambda span: str(span['start_time']))
 
     wait_for(lambda: len(runs()) == 3, 10, 'three runs')
     spans = {
