@@ -14,7 +14,7 @@ from kombu.utils.json import dumps
 
 import celery_ext
 from celery_ext import InvalidTemplate, Throttle, fair_by, throttled
-from kombu_reliable import InvalidArgument
+from kombu_reliable import InvalidArgument, InvalidMessage
 
 _names = itertools.count()
 
@@ -275,3 +275,13 @@ def test_other_exchanges_are_no_queue(app: Celery, sent: Sent) -> None:
         app.send_task('x', kwargs={'customer': 1}, exchange='topics', routing_key='celery')
     app.send_task('x', kwargs={'customer': 1})
     assert sent.take(FAIR) == [None, '1']
+
+
+@pytest.mark.parametrize('options', [{'throttles': ['x']}, {'fair_by': 'x'}])
+def test_an_app_without_the_extension(options: Any) -> None:
+    broker = 'reliable+fakeredis://plain'
+    with (
+        Celery('plain', broker=broker, set_as_current=False) as app,
+        pytest.raises(InvalidMessage, match=r'celery_ext\.install'),
+    ):
+        app.send_task('x', **options)

@@ -33,6 +33,9 @@ LONGEST_QUEUE_NAME = 9_999
 #: the headers of its run, would wait or count again.
 _CONSUMED = ('x-delay', 'x-delivery-count', TOKEN_HEADER)
 
+#: A task that silently does not wait would be worse than an error.
+_EXTENSION_OPTIONS = ('depends_on', 'throttles', 'fair_by')
+
 #: Properties that kombu sets anew at each end.
 _TRANSIENT = ('delivery_tag', 'body_encoding', 'delivery_info', NONCE)
 
@@ -47,8 +50,11 @@ def outgoing(
             or its unique key makes no sense.
     """
     headers = dict(message['headers'])
-    if 'depends_on' in message['properties']:
-        raise InvalidMessage('depends_on is an option of celery_ext: call celery_ext.install(app)')
+    for option in _EXTENSION_OPTIONS:
+        if option in message['properties']:
+            raise InvalidMessage(
+                f'{option} is an option of celery_ext: call celery_ext.install(app)'
+            )
     identity = _identity(headers)
     try:
         length = len(queue.encode())
