@@ -41,6 +41,8 @@ T = TypeVar('T')
 
 _INCLUDE = re.compile(r'^-- @include (\w+)$', re.MULTILINE)
 _EMBED = re.compile(r'^-- @embed (\w+)$', re.MULTILINE)
+_CAPITALS = re.compile(r'\b[A-Z]+\b')
+_COMMENT = re.compile(r'^ *--.*\n', re.MULTILINE)
 _DEFER = re.compile(r'^-- @defer (\w+): (\w+(?:, \w+)*)$', re.MULTILINE)
 
 
@@ -85,6 +87,7 @@ def _beginning(sha: str, meta: str) -> tuple[int, bytes]:
     return packed_words(('EVALSHA', sha, 1, meta))
 
 
+@cache
 def _read(folder: str, name: str) -> str:
     return files('kombu_reliable').joinpath('lua', folder, f'{name}.lua').read_text('utf-8')
 
@@ -102,11 +105,8 @@ def _included(text: str, done: set[str], open_: tuple[str, ...]) -> Iterator[str
 
 def _families(text: str, *but: str) -> list[str]:
     """The key families that ``text`` uses; concatenating all would cost each call."""
-    return [
-        name
-        for name in FAMILIES
-        if name != 'META' and name not in but and re.search(rf'\b{name}\b', text)
-    ]
+    words = set(_CAPITALS.findall(text)).difference(but, ('META',))
+    return [name for name in FAMILIES if name in words]
 
 
 def _declarations(families: list[str]) -> str:
@@ -158,6 +158,7 @@ def script(name: str) -> Script:
         f'{"".join(f"local {exported}{chr(10)}" for _, exported in deferred)}'
         f'{"".join(_embedded(operation))}{body}{later}{operation}'
     )
+    text = _COMMENT.sub('', text)  # the server need not read them
     return Script(name, text, hashlib.sha1(text.encode()).hexdigest())
 
 

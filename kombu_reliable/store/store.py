@@ -11,7 +11,7 @@ import redis.exceptions
 
 from kombu_reliable.errors import LayoutError
 from kombu_reliable.keys import LAYOUT, Keys
-from kombu_reliable.scripts import Call, all_scripts, translate
+from kombu_reliable.scripts import Call, Script, all_scripts, translate
 from kombu_reliable.store import confirmation
 from kombu_reliable.store.connections import Connections
 from kombu_reliable.store.dependencies import Edges
@@ -137,7 +137,7 @@ class Store:
             if isinstance(reply, redis.exceptions.NoScriptError)
         ]
         if unknown:
-            self.load_scripts()
+            self.load_scripts({calls[number].script for number in unknown})
             again = self._send([calls[number] for number in unknown])
             for number, reply in zip(unknown, again, strict=True):
                 replies[number] = reply
@@ -179,10 +179,10 @@ class Store:
             questions = confirmation.commands(options, self.keys.meta)
             confirmation.judge(options, self._exchange(questions)[-1])
 
-    def load_scripts(self) -> None:
-        """Makes the server know all operations."""
+    def load_scripts(self, scripts: Iterable[Script] | None = None) -> None:
+        """Makes the server know operations, all unless they are named."""
         with self.client.pipeline(transaction=False) as pipe:
-            for script in all_scripts():
+            for script in all_scripts() if scripts is None else scripts:
                 pipe.execute_command('SCRIPT', 'LOAD', script.text)
             # Raised by redis-py, an error would quote the whole script.
             for reply in pipe.execute(raise_on_error=False):

@@ -119,7 +119,6 @@ class Endpoint:
             if self.url.kind != 'fakeredis':
                 examine(self.store.client, self.url)
             self.store.check_layout()
-            self.store.load_scripts()
             self._verified = True
         except REFUSALS as error:
             raise AccessRefused(f'{self.url} refuses access: {error}') from None
