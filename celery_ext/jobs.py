@@ -131,8 +131,8 @@ class Jobs:
         """A page of the jobs in a state.
 
         Ready ones come in the order in which they will start, delayed and waiting ones by due
-        time, leased ones by the end of their lease, dead letters and completed ones from the
-        newest.
+        time, leased ones by the end of their lease, dead letters from the newest, completed ones
+        from the one that is kept longest.
 
         Args:
             state: ``delayed``, ``waiting``, ``ready``, ``leased``, ``failed`` or ``completed``.

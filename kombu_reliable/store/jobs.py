@@ -72,8 +72,8 @@ class Jobs:
         """A page of the jobs of a queue.
 
         Ready ones come in the order in which they will be claimed, delayed and waiting ones by
-        due time, leased ones by the end of their lease, dead letters and completed ones from the
-        newest.
+        due time, leased ones by the end of their lease, dead letters from the newest, completed ones
+        from the one that is kept longest.
 
         Args:
             queue: its name.
