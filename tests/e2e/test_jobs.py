@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -314,8 +313,9 @@ def test_pause_and_resume_over_two_workers(
     results = [send('run', n, queue='mail') for n in range(4)]
     results += [send('run', 4, queue='mail', countdown=0.5)]
     assert send('run', 'other', queue='other').get(20) == 'other'
-    time.sleep(1.0)  # the delayed one is due, and nobody may take it
-    assert workers.ledger.values('ran') == ['other']
+    wait_for(lambda: state_of(ext, results[4]) == 'ready', 20, 'it is due')
+    assert send('run', 'another', queue='other').get(20) == 'another'
+    assert workers.ledger.values('ran') == ['other', 'another']
     assert len(mail) == 5
     assert mail.resume() is True
     assert mail.resume() is False

@@ -1,5 +1,6 @@
--- Publish: stores messages that need nothing but a queue, as nearly all do, each at most once.  The
--- same as publish_featured does, written out: each publish pays for every call of a function.
+-- Publish: stores messages that need nothing but a queue, as nearly all do, each at most once.
+-- What nearly every call does is written out below, for a single message that is ready at once: each
+-- function that is made costs each publish.  All else is left to lib/publishing.lua.
 --
 -- ARGV  now | '' , lane, number of the first message in its lane,
 --       then per message: id, queue, rank, due, tail
@@ -10,48 +11,24 @@
 --       Of a single message it comes without an array around it, which would cost as much as
 --       storing the message.
 -- Cost  O(log n) per message; at most 200 messages a call
--- @include clock
--- @include layout
--- @include nonce
--- @include place
--- @include wake
--- @defer delaying: delay, due_at
--- @defer storing: store_twin
-local meta = redis.call('HMGET', META, 'v', 'keeper', 'paused')
-if foreign(meta[1]) then
-  return refuse(meta[1])
+-- @defer publishing: publish_all
+local stamp, lane, number, id, queue, rank, due, tail = unpack(ARGV)
+local meta = redis.call('HMGET', META, 'v', 'paused')
+if #ARGV > 8 or due ~= '0' or meta[1] ~= LAYOUT or meta[2] or number % 64 == 0 then
+  return publish_all(meta)
 end
-pausing = meta[3]
-local now, _, stamp = clock()
-local count = (#ARGV - 3) / 5
-local skip = remember(ARGV[2], ARGV[3], count)
-if not meta[1] then
-  redis.call('HSET', META, 'v', LAYOUT)
+-- This write may grow, so a full server refuses here, before anything is stored.
+if redis.call('ZADD', PRODUCERS, 'GT', 'CH', number, lane) == 0 then
+  return ''
 end
-local sequence = redis.call('HINCRBY', META, 'seq', count - skip) - count
-local reply = {}
-for i = 1, count do
-  local at = i * 5 - 1
-  local id, queue, rank, due = ARGV[at], ARGV[at + 1], ARGV[at + 2], ARGV[at + 3]
-  if i <= skip then
-    id = ''
-  else
-    local record = rank .. stamp .. ARGV[at + 4]
-    if not redis.call('SET', JOB .. id, '-' .. record, 'NX') then
-      id = store_twin(id, sequence + i, record)
-    end
-    due = due == '0' and now or due_at(due, now)
-    if due > now then
-      delay(queue, id, due, now, meta[2])
-    else
-      redis.call('ZADD', READY .. queue, place(rank, sequence + i), id)
-      if pausing then
-        arm(queue)
-      else
-        redis.call('ZADD', WAKE .. queue, 0, '1')
-      end
-    end
-  end
-  reply[i] = id
+if stamp == '' then
+  local time = redis.call('TIME')
+  stamp = time[1] .. string.sub('00000' .. time[2], -6, -4)
 end
-return count == 1 and reply[1] or reply
+if not redis.call('SET', JOB .. id, '-' .. rank .. stamp .. tail, 'NX') then
+  return publish_all(meta, 0)
+end
+local at = redis.call('HINCRBY', META, 'seq', 1) - rank * 35184372088832 -- as in lib/place.lua
+redis.call('ZADD', READY .. queue, at, id)
+redis.call('ZADD', WAKE .. queue, 0, '1')
+return id
