@@ -21,11 +21,21 @@ if TYPE_CHECKING:
     from celery_ext.ends import DependencyFailed
     from celery_ext.errors import ForeignBroker, InertWarning, InvalidDependency, InvalidTemplate
     from celery_ext.events import Events, JobEvent, Subscription
+    from celery_ext.fairness import fair_by
     from celery_ext.installation import Extension, install
     from celery_ext.job import Dependencies, Event, Failure, Job
     from celery_ext.jobs import Jobs, Page
     from celery_ext.queues import Queue, Queues
     from celery_ext.tags import Tags, tagged
+    from celery_ext.throttles import (
+        Holder,
+        Throttle,
+        ThrottleControl,
+        ThrottleInfo,
+        Throttles,
+        Waiter,
+        throttled,
+    )
     from celery_ext.tracking import tracked
     from kombu_reliable import (
         DependencyCycle,
@@ -56,6 +66,7 @@ _HOME = {
     'Gap': 'kombu_reliable',
     'Group': 'celery_ext.dead',
     'HasDependents': 'kombu_reliable',
+    'Holder': 'celery_ext.throttles',
     'InertWarning': 'celery_ext.errors',
     'InvalidArgument': 'kombu_reliable',
     'InvalidDependency': 'celery_ext.errors',
@@ -73,12 +84,19 @@ _HOME = {
     'Subscription': 'celery_ext.events',
     'TagCount': 'kombu_reliable',
     'Tags': 'celery_ext.tags',
+    'Throttle': 'celery_ext.throttles',
+    'ThrottleControl': 'celery_ext.throttles',
+    'ThrottleInfo': 'celery_ext.throttles',
+    'Throttles': 'celery_ext.throttles',
     'UnknownJob': 'kombu_reliable',
     'UnknownQueue': 'kombu_reliable',
+    'Waiter': 'celery_ext.throttles',
     'WrongState': 'kombu_reliable',
     'expected': 'celery_ext.dependencies',
+    'fair_by': 'celery_ext.fairness',
     'install': 'celery_ext.installation',
     'tagged': 'celery_ext.tags',
+    'throttled': 'celery_ext.throttles',
     'tracked': 'celery_ext.tracking',
 }
 
@@ -97,6 +115,7 @@ __all__ = (
     'Gap',
     'Group',
     'HasDependents',
+    'Holder',
     'InertWarning',
     'InvalidArgument',
     'InvalidDependency',
@@ -114,12 +133,19 @@ __all__ = (
     'Subscription',
     'TagCount',
     'Tags',
+    'Throttle',
+    'ThrottleControl',
+    'ThrottleInfo',
+    'Throttles',
     'UnknownJob',
     'UnknownQueue',
+    'Waiter',
     'WrongState',
     'expected',
+    'fair_by',
     'install',
     'tagged',
+    'throttled',
     'tracked',
 )
 

@@ -65,6 +65,7 @@ class _Feature:
     headers: tuple[str, ...]
     build: Callable[[Call], Mapping[str, Any]]
     options: Mapping[str, Callable[[Any], Any]]
+    cleared: Mapping[str, Any]
 
 
 _features: dict[str, _Feature] = {}
@@ -78,6 +79,7 @@ def feature(
     headers: Sequence[str],
     build: Callable[[Call], Mapping[str, Any]],
     options: Mapping[str, Callable[[Any], Any]] | None = None,
+    cleared: Mapping[str, Any] | None = None,
 ) -> None:
     """Registers a feature.
 
@@ -88,11 +90,13 @@ def feature(
             that has declared something, or a call that has one of the options.
         options: the options of a call, each with what checks its value and makes it one that
             can be serialized; that is applied more than once, as signatures travel.
+        cleared: headers that take the feature away from a job that goes on as another task, if
+            that one does not want it; without them the job keeps it.
 
     Example:
         >>> feature('tags', headers=('x-tags',), build=_headers, options={'tags': _texts})
     """
-    made = _Feature(name, tuple(headers), build, options or {})
+    made = _Feature(name, tuple(headers), build, options or {}, cleared or {})
     _features[name] = made
     _owners.update(dict.fromkeys(made.options, made))
 
@@ -128,34 +132,42 @@ def task_of(app: Any, name: str, options: Mapping[str, Any]) -> Any:
 def translate(app: Any, name: str, args: Any, kwargs: Any, options: dict[str, Any]) -> None:
     """Writes what the features want for a call into its headers."""
     wanted = declared_by(app, name, options)
-    if not wanted and _owners.keys().isdisjoint(options):
+    goes_on = options.get('task_id') and _goes_on(options)
+    if not wanted and not goes_on and _owners.keys().isdisjoint(options):
         return
     given = take_options(options)
     headers = dict(options.get('headers') or {})
-    if _is_next_run(headers, options):
-        wanted = {}
+    if goes_on and TOKEN_HEADER in headers:
+        wanted, goes_on = {}, False  # a retry, and the job keeps what it has
     chosen = [
         one
         for one in _features.values()
-        if one.name in wanted or not given.keys().isdisjoint(one.options)
+        if one.name in wanted
+        or not given.keys().isdisjoint(one.options)
+        or (goes_on and one.cleared)
     ]
     if not chosen or not _travels(app, chosen, options):
         return
     task = task_of(app, name, options)
     for one in chosen:
         own = {key: check(given[key]) for key, check in one.options.items() if key in given}
-        if own or headers.keys().isdisjoint(one.headers):  # else somebody wrote them by hand
+        if not own and not headers.keys().isdisjoint(one.headers):
+            continue  # somebody has written them by hand
+        if own or one.name in wanted:
             values = tuple(wanted.get(one.name, ()))
             built = one.build(Call(app, name, task, args or (), kwargs or {}, values, own))
-            headers.update({header: v for header, v in built.items() if v is not None})
+        else:
+            built = one.cleared
+        headers.update({header: v for header, v in built.items() if v is not None})
     options['headers'] = headers
 
 
-def _is_next_run(headers: Mapping[str, Any], options: Mapping[str, Any]) -> bool:
-    """A retry: Celery has copied the headers of its run, and the job keeps what it has."""
-    if TOKEN_HEADER not in headers or not current_task:
-        return False
-    return bool(options.get('task_id') == current_task.request.id)
+def _goes_on(options: Mapping[str, Any]) -> bool:
+    """Whether a call is the next run of the task that makes it: a retry, or a replacement.
+
+    Only for a retry does Celery copy the headers of the run.
+    """
+    return bool(current_task) and options['task_id'] == current_task.request.id
 
 
 def _travels(app: Any, features: Sequence[_Feature], options: Mapping[str, Any]) -> bool:

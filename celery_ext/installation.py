@@ -14,15 +14,17 @@ from celery_ext.current import CurrentJob, current_job
 from celery_ext.dead import DeadLetters
 from celery_ext.ends import ENDS
 from celery_ext.events import Events
+from celery_ext.fairness import Turns
 from celery_ext.jobs import Jobs
 from celery_ext.queues import Queues
 from celery_ext.tags import Tags
+from celery_ext.throttles import Throttles
 
 __all__ = ('Extension', 'install')
 
 
 class Extension:
-    """What :func:`install` returns: the jobs, queues and dead letters of an app.
+    """What :func:`install` returns: the jobs, queues, dead letters, throttles ... of an app.
 
     Example:
         >>> ext = celery_ext.install(app)
@@ -43,6 +45,8 @@ class Extension:
         self.dead = DeadLetters(self)
         self.tags = Tags(self)
         self.events = Events(self)
+        self.throttles = Throttles(self)
+        self.turns = Turns(app)
 
     @cached_property
     def store(self) -> kombu_reliable.Store:

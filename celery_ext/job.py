@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = ('Canceled', 'Dependencies', 'Event', 'Failure', 'Job', 'State', 'task_id')
 
-State = Literal['delayed', 'waiting', 'ready', 'leased', 'failed', 'completed']
+State = Literal['delayed', 'waiting', 'ready', 'throttled', 'leased', 'failed', 'completed']
 Canceled = Literal['gone', 'requested', 'unknown']
 
 
@@ -170,8 +170,9 @@ class Job:
 
     @property
     def state(self) -> State:
-        """``delayed``, ``waiting`` (for other jobs), ``ready``, ``leased`` (by a worker),
-        ``failed``, or ``completed`` and kept for a while."""
+        """``delayed``, ``waiting`` (for other jobs), ``ready``, ``throttled`` (in the line of its
+        throttles, or for its turn), ``leased`` (by a worker), ``failed``, or ``completed`` and kept
+        for a while."""
         return self.info.state
 
     @property
@@ -218,6 +219,11 @@ class Job:
     def dependency_policy(self) -> str | None:
         """What becomes of it if a dependency fails; None if it has none."""
         return self.info.policy or None
+
+    @property
+    def throttles(self) -> tuple[str, ...]:
+        """The names of the throttles that it waits for, or has slots of."""
+        return self.info.throttles
 
     @property
     def failure(self) -> Failure | None:

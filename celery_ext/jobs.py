@@ -130,12 +130,13 @@ class Jobs:
     ) -> list[Job]:
         """A page of the jobs in a state.
 
-        Ready ones come in the order in which they will start, delayed and waiting ones by due
-        time, leased ones by the end of their lease, dead letters from the newest, completed ones
-        from the one that is kept longest.
+        Ready and throttled ones come in the order in which they will start, as far as their
+        throttles let them, delayed and waiting ones by due time, leased ones by the end of their
+        lease, dead letters from the newest, completed ones from the one that is kept longest.
 
         Args:
-            state: ``delayed``, ``waiting``, ``ready``, ``leased``, ``failed`` or ``completed``.
+            state: ``delayed``, ``waiting``, ``ready``, ``throttled``, ``leased``, ``failed`` or
+                ``completed``.
             queue: only this queue; else all, one queue after the other.
             offset: how many to pass over.
             limit: how many to return at most.

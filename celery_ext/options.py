@@ -43,6 +43,7 @@ def watch_app(app: Any) -> None:
     def send(name: str, args: Any = None, kwargs: Any = None, *rest: Any, **options: Any) -> Any:
         if 'depends_on' in options or 'dependency_policy' in options:
             _translate_dependencies(app, name, options)
+        app.celery_ext.turns.apply(name, args, kwargs, options)
         features.translate(app, name, args, kwargs, options)
         for field in _NESTED:
             if options.get(field):

@@ -11,6 +11,7 @@ from kombu_reliable import QueueCounts
 if TYPE_CHECKING:
     from celery_ext.installation import Extension
     from celery_ext.job import Job
+    from celery_ext.throttles import ThrottleControl
 
 __all__ = ('Queue', 'Queues')
 
@@ -40,8 +41,13 @@ class Queue:
         return counts
 
     def peek(self, limit: int = 10) -> list[Job]:
-        """The jobs that will start next, without taking them."""
-        return self._extension.jobs.in_state('ready', self.name, limit=limit)
+        """The jobs that will start next, without taking them; those in the line of a throttle,
+        or for their turn, after the others."""
+        listed = self._extension.jobs.in_state
+        found = listed('ready', self.name, limit=limit)
+        if len(found) < limit:
+            found += listed('throttled', self.name, limit=limit - len(found))
+        return found
 
     def pause(self) -> bool:
         """Lets no worker start anything more from this queue, wherever it runs.
@@ -56,6 +62,28 @@ class Queue:
         return bool(self._store.resume(self.name))
 
     @property
+    def throttle(self) -> ThrottleControl:
+        """Limits how many of its jobs run at once, or start in a time, whatever tasks they are.
+
+        Example:
+            >>> ext.queues['mail'].throttle.set(concurrency=10, rate='20/s')
+        """
+        return self._extension.throttles[f'queue:{self.name}']
+
+    @property
+    def fair_by(self) -> str | None:
+        """By which key of its jobs it takes turns: ``'{customer_id}'``; None if it does not.
+
+        It is part of the program, as routes are, not of the server: set it where the app is
+        made.  Jobs that lack the argument share one turn.
+        """
+        return self._extension.turns.get(self.name)
+
+    @fair_by.setter
+    def fair_by(self, template: str | None) -> None:
+        self._extension.turns.set(self.name, template)
+
+    @property
     def paused(self) -> bool:
         """Whether it is paused."""
         return self.counts().paused
@@ -68,8 +96,8 @@ class Queue:
         """Deletes jobs, without a word to those who wait for their results.
 
         Args:
-            states: any of ``ready``, ``delayed``, ``waiting``, ``failed``; the first three
-                unless given.
+            states: any of ``ready``, ``throttled``, ``delayed``, ``waiting``, ``failed``; all but
+                the last unless given.
             progress: called with the number deleted so far after each step.
 
         Returns:
@@ -79,13 +107,13 @@ class Queue:
             >>> ext.queues['mail'].purge('delayed')
             17
         """
-        chosen = states or ('ready', 'delayed', 'waiting')
+        chosen = states or ('ready', 'throttled', 'delayed', 'waiting')
         return int(self._store.purge(self.name, chosen, progress))
 
     def __len__(self) -> int:
         """How many jobs wait in it to be started, now or later."""
         counts = self.counts()
-        return counts.ready + counts.delayed + counts.waiting
+        return counts.ready + counts.throttled + counts.delayed + counts.waiting
 
     def __bool__(self) -> bool:
         return True

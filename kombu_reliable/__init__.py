@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from kombu_reliable.store import Store
     from kombu_reliable.store.events import Gap, JobEvent
     from kombu_reliable.store.info import Event, Failure, Group, JobInfo
+    from kombu_reliable.store.limits import Limit
     from kombu_reliable.store.tags import TagCount, check_tags
     from kombu_reliable.transport import Transport
     from kombu_reliable.transport.dependencies import take_dependencies
@@ -78,6 +79,7 @@ _HOME = {
     'check_tags': 'store.tags',
     'Status': 'types',
     'unpack_id': 'envelope',
+    'Limit': 'store.limits',
     'QueueCounts': 'types',
     'Store': 'store',
     'open_job': 'transport.messages',
@@ -114,6 +116,7 @@ __all__ = (
     'JobEvent',
     'JobInfo',
     'LayoutError',
+    'Limit',
     'NotConfirmed',
     'Options',
     'QueueCounts',

@@ -47,6 +47,20 @@ FAMILIES: dict[str, str] = {
     'BOUND': 'qb:',
     'TWINS': 'same:',
     'PAUSED': 'paused',
+    'CLOSED': 'closed',
+    'LIMITED': 'limited',
+    'THROTTLED': 'tq:',
+    'TICKETS': 'rt:',
+    'LANE': 'n:',
+    'LANE_INFO': 'nl:',
+    'THROTTLES': 'throttles',
+    'THROTTLE_ALARMS': 'tdue',
+    'LIMITS': 't:',
+    'HELD': 'th:',
+    'PENDING': 'tw:',
+    'PARKED': 'tp:',
+    'PARKED_LANES': 'tpl:',
+    'RATES': 'tat:',
     'NOTICED': 'noticed',
     'GROUP': 'fg:',
     'GROUPS': 'groups',
@@ -176,6 +190,52 @@ class Keys:
     @property
     def paused(self) -> str:
         return self._key('PAUSED')
+
+    @property
+    def closed(self) -> str:
+        return self._key('CLOSED')
+
+    @property
+    def limited(self) -> str:
+        return self._key('LIMITED')
+
+    def throttled(self, queue: str) -> str:
+        return self._key('THROTTLED', queue)
+
+    def tickets(self, queue: str) -> str:
+        return self._key('TICKETS', queue)
+
+    def lane(self, lane: str) -> str:
+        return self._key('LANE', lane)
+
+    def lane_info(self, lane: str) -> str:
+        return self._key('LANE_INFO', lane)
+
+    @property
+    def throttles(self) -> str:
+        return self._key('THROTTLES')
+
+    @property
+    def throttle_alarms(self) -> str:
+        return self._key('THROTTLE_ALARMS')
+
+    def limits(self, throttle: str) -> str:
+        return self._key('LIMITS', throttle)
+
+    def held(self, throttle: str) -> str:
+        return self._key('HELD', throttle)
+
+    def pending(self, throttle: str) -> str:
+        return self._key('PENDING', throttle)
+
+    def parked(self, throttle: str) -> str:
+        return self._key('PARKED', throttle)
+
+    def parked_lanes(self, throttle: str, queue: str) -> str:
+        return self._key('PARKED_LANES', f'{len(throttle.encode())}:{throttle}{queue}')
+
+    def rates(self, throttle: str) -> str:
+        return self._key('RATES', throttle)
 
     @property
     def noticed(self) -> str:

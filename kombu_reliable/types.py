@@ -138,6 +138,9 @@ class Outgoing:
         envelope: what :func:`kombu_reliable.envelope.seal` made.
         run: token and key of the delivery whose next run this is, if it is one.
         depends: what it waits for, if it does.
+        lane: by which throttles and turns it is held back, as the scripts read it: see
+            :mod:`kombu_reliable.transport.throttles`.  ``''``: by none, None: nothing is said,
+            so a next run keeps what the run before had.
         marks: tags, tracking and retention, if it has any.
     """
 
@@ -148,12 +151,13 @@ class Outgoing:
     envelope: bytes
     run: tuple[str, str] | None = None
     depends: Dependencies | None = None
+    lane: str | None = None
     marks: Marks | None = None
 
     @property
     def features(self) -> str:
         """What only some messages have, as the JSON that the script reads; ``''`` for none."""
-        if self.run is None and self.depends is None and self.marks is None:
+        if (self.run is None and self.depends is None and self.marks is None) and not self.lane:
             return ''
         found: dict[str, Any] = {}
         if self.run is not None:
@@ -162,6 +166,8 @@ class Outgoing:
             found['depends'] = self.depends.features
         if self.marks is not None:
             found.update(self.marks.features)
+        if self.lane is not None:
+            found['throttles'] = self.lane
         return json.dumps(found)
 
 
@@ -195,6 +201,7 @@ class Claimed:
         wake_in: seconds until this worker must claim again; None if others watch the clock.
         statuses: what became of the settlements that came with the claim.
         problem: why a queue could not be read; the others were served all the same.
+        kept: what is left is only for those who can start it at once.
     """
 
     deliveries: tuple[Delivery, ...]
@@ -202,6 +209,7 @@ class Claimed:
     wake_in: float | None
     statuses: tuple[Status, ...] = ()
     problem: str = ''
+    kept: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,4 +241,5 @@ class QueueCounts:
     dead: int
     waiting: int = 0
     paused: bool = False
+    throttled: int = 0
     completed: int = 0

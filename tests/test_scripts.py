@@ -1062,6 +1062,8 @@ def one_call_of_each(operations: Operations) -> Iterator[Call[Any]]:
     yield operations.attend('q', 'c')
     yield operations.leave('q', 'c')
     yield operations.delete('q')
+    yield operations.call('set_limit', int, 't', 'set', 1000, '1', '', '', '')
+    yield operations.call('free_slot', int, 't', 'a')
     yield from one_call_of_each_on_jobs(JobOperations(operations))
 
 

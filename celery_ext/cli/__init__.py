@@ -24,9 +24,17 @@ next_run.connect()
 
 #: Name of a command -> the file beside this one that has it, under the same name.
 COMMANDS: dict[str, str] = {
+    'cancel': 'acting',
+    'failed': 'failed',
+    'jobs': 'jobs',
+    'move': 'acting',
     'pause': 'queues',
+    'priority': 'acting',
     'queues': 'queues',
     'resume': 'queues',
+    'retry': 'acting',
+    'status': 'status',
+    'throttles': 'throttles',
 }
 
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import click
 
-__all__ = ('Column', 'age', 'count', 'duration', 'fields', 'print_json', 'size', 'table',
+__all__ = ('Column', 'age', 'count', 'cut', 'duration', 'fields', 'print_json', 'size', 'table',
            'terminal_width', 'visible', 'write')  # fmt: skip
 
 #: Between two columns.
@@ -37,6 +37,7 @@ class Column:
         field: what it shows, a key of the records.
         title: its head; the field unless given.
         right: numbers stand on the right.
+        tail: what is cut is the beginning: names of tasks differ at their ends.
         keep: never cut: ids are there to be copied.
         drop: where there is no room columns go, those with the highest number first; those
             with 0 stay.
@@ -47,6 +48,7 @@ class Column:
     field: str
     title: str = ''
     right: bool = False
+    tail: bool = False
     keep: bool = False
     drop: int = 0
     show: Callable[[Any], str] | None = None
@@ -106,10 +108,12 @@ def _width_of_one(one: str) -> int:
     return 2 if unicodedata.east_asian_width(one) in 'WF' else 1
 
 
-def cut(text: str, width: int) -> str:
-    """A text that takes at most so many columns."""
+def cut(text: str, width: int, tail: bool = False) -> str:
+    """A text that takes at most so many columns; with ``tail`` its end is kept."""
     if width_of(text) <= width:
         return text
+    if tail:
+        return cut(text[::-1], width)[::-1]
     taken, room = [], width - 1
     for one in text:
         room -= _width_of_one(one)
@@ -200,7 +204,9 @@ def table(
     records = list(records)
     if not records:
         return empty
-    cells = [[cut(column.text(record), LONGEST) for column in columns] for record in records]
+    cells = [
+        [cut(column.text(record), LONGEST, column.tail) for column in columns] for record in records
+    ]
     natural = [
         max(width_of(column.head), *(width_of(row[at]) for row in cells))
         for at, column in enumerate(columns)
@@ -248,7 +254,7 @@ def _line(
     parts = []
     for text, at in zip(texts, shown, strict=True):
         column = columns[at]
-        part = _pad(cut(text, widths[at]), widths[at], column.right)
+        part = _pad(cut(text, widths[at], column.tail), widths[at], column.right)
         if at == shown[-1]:
             part = part.rstrip()
         if not part.strip():

@@ -22,6 +22,7 @@ COLUMNS = (
     Column('ready', right=True),
     Column('delayed', right=True),
     Column('waiting', right=True),
+    Column('throttled', right=True),
     Column('leased', right=True),
     Column('failed', right=True, style=_alarming),
     Column('paused', show=lambda value: 'paused' if value else '', style=lambda _: 'yellow'),
@@ -39,6 +40,7 @@ def look(cli: Cli, names: tuple[str, ...] = ()) -> list[dict[str, Any]]:
                 'ready': counts.ready,
                 'delayed': counts.delayed,
                 'waiting': counts.waiting,
+                'throttled': counts.throttled,
                 'leased': counts.leased,
                 'failed': counts.dead,
                 'paused': counts.paused,
@@ -59,7 +61,8 @@ def queues(cli: Cli, names: tuple[str, ...]) -> None:
     """Counts the jobs of all queues, or of those named, by state.
 
     Queues that no worker consumes are among them.  ready: may start now; delayed: due later;
-    waiting: for other jobs; leased: a worker has them; failed: dead letters.
+    waiting: for other jobs; throttled: for a throttle, or their turn; leased: a worker has them;
+    failed: dead letters.
     """
     found = look(cli, names)
     cli.show({'queues': found}, cli.table(found, COLUMNS, 'no queues'))

@@ -125,6 +125,22 @@ def urgent_orders() -> None:
     ext.queues['mail'].resume()
 
 
+def a_limit_at_the_bank() -> None:
+    print('6. The bank asks the shop to pause its calls for a while')
+    bank = ext.throttles['bank']
+    bank.set(concurrency=0, expires=3600)
+    payments = [shop.charge.apply_async((number, 'Edith', 10)) for number in (7, 8, 9)]
+    until(lambda: len(bank.pending()) == 3, 'the payments')
+    limits = bank.get()
+    assert limits is not None
+    print(f'   stopped: {limits.stopped}; {limits.pending} payments wait, and nobody else does:')
+    print('  ', shop.invoice.delay(10, 'Edith', 10).get(timeout=30), 'was written at once')
+    print('   One connection will do, says the bank.')
+    bank.set(concurrency=1)
+    print('  ', ', '.join(payment.get(timeout=30) for payment in payments))
+    bank.delete()
+
+
 def main() -> None:
     print(f'1. Server, workers and books are in {shop.DATA}')
     workers = [start_worker('till', 'payments,invoices'), start_worker('store', 'parcels,mail')]
@@ -133,6 +149,7 @@ def main() -> None:
         a_failed_payment()
         a_cancelled_order()
         urgent_orders()
+        a_limit_at_the_bank()
     finally:
         for worker in workers:
             worker.terminate()

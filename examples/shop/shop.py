@@ -20,6 +20,7 @@ from celery import Celery
 from celery.result import AsyncResult
 
 import celery_ext
+from celery_ext import throttled
 
 DATA = Path(os.environ.get('SHOP_DATA') or Path(tempfile.gettempdir()) / f'shop-{os.getuid()}')
 URL = f'reliable+embedded://{DATA}/server'
@@ -48,8 +49,12 @@ class BankClosed(Exception):
 
 
 @app.task(name='shop.charge')
+@throttled('bank', concurrency=2, rate='50/s')
 def charge(order: int, customer: str, amount: int) -> str:
-    """Takes the money.  It fails while the bank is closed."""
+    """Takes the money.  It fails while the bank is closed.
+
+    The bank allows two connections and 50 calls a second, from all workers together.
+    """
     if (DATA / 'bank-closed').exists():
         raise BankClosed(f'cannot charge {customer} {amount} for order {order}')
     note('charged', order, amount=amount)

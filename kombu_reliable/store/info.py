@@ -12,7 +12,7 @@ from kombu_reliable.envelope import unpack_id
 
 __all__ = ('STATES', 'Event', 'Failure', 'Group', 'JobInfo', 'JobState', 'read_jobs')
 
-JobState = Literal['delayed', 'waiting', 'ready', 'leased', 'failed', 'completed']
+JobState = Literal['delayed', 'waiting', 'ready', 'throttled', 'leased', 'failed', 'completed']
 STATES: tuple[JobState, ...] = get_args(JobState)
 
 
@@ -79,8 +79,8 @@ class JobInfo:
         key: its own name; two jobs with the same id have different ones.
         id: Celery's task id.
         queue: where it is.
-        state: ``delayed``, ``waiting`` (for other jobs), ``ready``, ``leased``, ``failed`` or
-            ``completed`` (and kept for a while).
+        state: ``delayed``, ``waiting`` (for other jobs), ``ready``, ``throttled``, ``leased``,
+            ``failed`` or ``completed`` (and kept for a while).
         priority: 0-255, as its publisher gave it.
         published_at: when this run of it was published.
         due: not started before; None if it may start at once.
@@ -94,6 +94,7 @@ class JobInfo:
         dependent_count: how many wait for it.
         policy: what becomes of it if a dependency fails: ``wait``, ``fail`` or ``ignore``;
             ``''`` if it has none.
+        throttles: the names of those that hold it back, or may.
         history: what happened to it, the oldest first: the first event and the last nineteen, and
             among them the first line that it logged and the last forty-nine.
         tags: its tags.
@@ -119,6 +120,7 @@ class JobInfo:
     dependents: tuple[str, ...] = ()
     dependent_count: int = 0
     policy: str = ''
+    throttles: tuple[str, ...] = ()
     history: tuple[Event, ...] = ()
     tags: tuple[str, ...] = ()
     tracked: bool = False
@@ -150,7 +152,7 @@ def _read_job(key: str, fields: Iterator[Any]) -> Any:
     if not state:
         return None
     rank, published, queue, score, owner, lost = (_text(next(fields)) for _ in range(6))
-    reason, failure, group, policy, history = (_text(next(fields)) for _ in range(5))
+    reason, failure, group, policy, history, lane = (_text(next(fields)) for _ in range(6))
     tags, tracked, progress, log, done = (_text(next(fields)) for _ in range(5))
     dependencies, depends_on = _others(fields)
     dependent_count, dependents = _others(fields)
@@ -174,6 +176,7 @@ def _read_job(key: str, fields: Iterator[Any]) -> Any:
             dependents=dependents,
             dependent_count=dependent_count,
             policy=policy,
+            throttles=_throttles(lane),
             history=tuple(heapq.merge(_events(history), _logged(log), key=lambda event: event.at)),
             tags=_tags(tags),
             tracked=bool(tracked),
@@ -206,6 +209,13 @@ def _failure(reason: str, text: str, group: str, at: int) -> Failure:
     names = ('type', 'message', 'traceback')
     said = {name: str(told[name]) for name in names if told.get(name) is not None}
     return Failure(reason, group=group or reason, at=at, **said)
+
+
+def _throttles(lane: str) -> tuple[str, ...]:
+    try:
+        return tuple(str(name) for name, *_ in json.loads(lane)['t']) if lane else ()
+    except (ValueError, TypeError, KeyError):
+        return ()
 
 
 def _events(history: str) -> Iterator[Event]:

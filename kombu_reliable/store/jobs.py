@@ -71,14 +71,14 @@ class Jobs:
     ) -> list[JobInfo]:
         """A page of the jobs of a queue.
 
-        Ready ones come in the order in which they will be claimed, delayed and waiting ones by
-        due time, leased ones by the end of their lease, dead letters from the newest, completed ones
-        from the one that is kept longest.
+        Ready and throttled ones come in the order in which they will be claimed, as far as their
+        throttles let them, delayed and waiting ones by due time, leased ones by the end of their
+        lease, dead letters from the newest, completed ones from the one that is kept longest.
 
         Args:
             queue: its name.
-            state: one of ``delayed``, ``waiting``, ``ready``, ``leased``, ``failed``,
-                ``completed``.
+            state: one of ``delayed``, ``waiting``, ``ready``, ``throttled``, ``leased``,
+                ``failed``, ``completed``.
             offset: how many to pass over.
             limit: how many to return.  There may be fewer: some may have gone meanwhile.
         """
@@ -243,14 +243,15 @@ class Jobs:
     def purge(
         self,
         queue: str,
-        states: Iterable[str] = ('ready', 'delayed', 'waiting'),
+        states: Iterable[str] = ('ready', 'throttled', 'delayed', 'waiting'),
         progress: Progress | None = None,
     ) -> int:
         """Deletes the jobs of a queue by state, without a word to those who wait for results.
 
         Args:
             queue: its name.
-            states: any of ``ready``, ``delayed``, ``waiting``, ``failed``, ``completed``.
+            states: any of ``ready``, ``throttled``, ``delayed``, ``waiting``, ``failed``,
+                ``completed``.
             progress: called with the number deleted so far after each bounded step.
 
         Returns:
@@ -289,7 +290,7 @@ class Jobs:
         keys = self._keys
         spell = {
             'delayed': keys.delayed, 'waiting': keys.waiting, 'ready': keys.ready,
-            'leased': keys.leased, 'failed': keys.dead,
+            'throttled': keys.throttled, 'leased': keys.leased, 'failed': keys.dead,
             'completed': keys.completed,
         }  # fmt: skip
         return spell[checks.state(state)](queue)

@@ -8,10 +8,13 @@ from typing import Any
 
 from kombu_reliable.errors import InvalidArgument
 
-__all__ = ('DEFAULT_BURST', 'Limit', 'check_name', 'interval')
+__all__ = ('DEFAULT_BURST', 'QUEUE_LIMIT', 'Limit', 'check_name', 'interval')
 
 #: How many may start at once after a pause; with 1, every start that is a little late is lost.
 DEFAULT_BURST = 3
+
+#: The throttle of a queue is called by this and the name of the queue.
+QUEUE_LIMIT = 'queue:'
 
 #: Larger numbers mean nothing.
 MOST = 2**31
@@ -90,7 +93,9 @@ class Limit:
             if value is None:
                 continue
             if isinstance(value, bool) or not isinstance(value, int) or not least <= value < MOST:
-                raise InvalidArgument(f'{name} {value!r:.100} is not a whole number from {least} on')
+                raise InvalidArgument(
+                    f'{name} {value!r:.100} is not a whole number from {least} on'
+                )
         if self.rate is not None:
             interval(self.rate)
         elif self.burst is not None:

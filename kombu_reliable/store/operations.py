@@ -141,8 +141,19 @@ class Operations:
         credit: int,
         queues: Sequence[str],
         settlements: Sequence[Settlement] = (),
+        idle: int | None = None,
     ) -> Call[Claimed]:
-        """Ends deliveries, then leases up to ``credit`` messages from ``queues`` in this order."""
+        """Ends deliveries, then leases up to ``credit`` messages from ``queues`` in this order.
+
+        Args:
+            worker: who claims; ``''`` for somebody who does not stay.
+            token: of the deliveries.
+            credit: how many messages may be leased.
+            queues: where to look.
+            settlements: what to end before.
+            idle: how many of the messages could start at once; throttled ones are leased for
+                those only.  None: all.
+        """
         first = 2 + len(settlements)
 
         def decode(reply: Sequence[Any]) -> Claimed:
@@ -160,13 +171,13 @@ class Operations:
                 for number, at in enumerate(range(0, len(leased), 4), 1)
             )
             due = None if wake_in < 0 else wake_in / 1e6
-            return Claimed(deliveries, bool(left), due, _statuses(statuses), problem)
+            return Claimed(deliveries, left == 1, due, _statuses(statuses), problem, left == 2)
 
-        options = self.options
+        options, credit = self.options, min(credit, CLAIM_LIMIT)
         return self._call(
-            'claim', decode, worker, token, self._lease, min(credit, CLAIM_LIMIT),
+            'claim', decode, worker, token, self._lease, credit,
             options.delivery_limit, self._retention, options.failed_limit,
-            len(settlements), *_flat(settlements), *queues,
+            credit if idle is None else idle, len(settlements), *_flat(settlements), *queues,
         )  # fmt: skip
 
     def renew(self, held: Sequence[tuple[str, str, str]]) -> Call[tuple[Status, ...]]:

@@ -195,11 +195,11 @@ class Store:
             if isinstance(reply, Exception) and 'WRONGTYPE' not in str(reply):
                 raise reply
         # Foreign data is nothing of ours to be counted.
-        ready, delayed, leased, dead, waiting, completed = (
+        ready, delayed, leased, dead, waiting, throttled, completed = (
             reply if isinstance(reply, int) else 0 for reply in replies
         )
         stopped = paused is True or paused == 1
-        return QueueCounts(ready, delayed, leased, dead, waiting, stopped, completed)
+        return QueueCounts(ready, delayed, leased, dead, waiting, stopped, throttled, completed)
 
     def purge(self, queue: str, progress: Callable[[int], None] | None = None) -> int:
         """Deletes everything that waits in a queue, ready and delayed.
@@ -317,5 +317,5 @@ def _spots(keys: Keys, queue: str) -> tuple[str, ...]:
     """Where the jobs of a queue are, in the order of :class:`QueueCounts`."""
     return (
         keys.ready(queue), keys.delayed(queue), keys.leased(queue), keys.dead(queue),
-        keys.waiting(queue), keys.completed(queue),
+        keys.waiting(queue), keys.throttled(queue), keys.completed(queue),
     )  # fmt: skip

@@ -5,16 +5,21 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from kombu_reliable.envelope import unpack_id
+from kombu_reliable.envelope import pack_id, unpack_id
 from kombu_reliable.errors import InvalidArgument
 from kombu_reliable.scripts import translating
 from kombu_reliable.store import checks
-from kombu_reliable.store.limits import Limit, check_name
+from kombu_reliable.store.info import JobInfo, read_jobs
+from kombu_reliable.store.job_operations import JOBS_LIMIT, JobOperations
+from kombu_reliable.store.limits import QUEUE_LIMIT, Limit, check_name
 
 if TYPE_CHECKING:
     from kombu_reliable.store.store import Store
 
 __all__ = ('Holder', 'Pending', 'Throttle', 'Throttles')
+
+#: Jobs under one id whose slots are taken at once.
+MOST_KEYS = 100
 
 #: Longer times would not be exact.
 LONGEST = 2**52 // 1000
@@ -127,7 +132,9 @@ class Throttles:
         if expires is not None:
             valid = isinstance(expires, int | float) and not isinstance(expires, bool)
             if not valid or not 0 < expires < LONGEST:
-                raise InvalidArgument(f'expires {expires!r:.100} is not a number of seconds above 0')
+                raise InvalidArgument(
+                    f'expires {expires!r:.100} is not a number of seconds above 0'
+                )
             life = max(1, round(expires * 1000))
         self._run('set_limit', check_name(name), 'set', life, *limit.fields)
 
@@ -151,23 +158,97 @@ class Throttles:
         Returns:
             Whether it had one.
         """
-        raise NotImplementedError
+        twins = self._client.smembers(self._keys.twins(pack_id(job)))
+        jobs = [job, pack_id(job), *(twin.decode() for twin in twins)]
+        return bool(self._run('free_slot', check_name(name), *jobs[:MOST_KEYS]))
 
     def get(self, name: str) -> Throttle | None:
         """A throttle as it is now; None if nobody has set it and no job waits or runs."""
-        raise NotImplementedError
+        keys, now = self._keys, self._store.now()
+        check_name(name)
+        queue = name.removeprefix(QUEUE_LIMIT) if name.startswith(QUEUE_LIMIT) else None
+        with self._client.pipeline(transaction=False) as pipe:
+            pipe.hgetall(keys.limits(name))
+            if queue is None:
+                pipe.zcard(keys.held(name))
+                pipe.zcard(keys.pending(name))
+            else:
+                pipe.zcard(keys.leased(queue))
+                pipe.zcard(keys.ready(queue))
+                pipe.zcard(keys.throttled(queue))
+            replies = pipe.execute(raise_on_error=False)
+        raw, held, *waiting = (_unless_foreign(reply) for reply in replies)
+        fields = {
+            key.decode(): value.decode(errors='replace') for key, value in (raw or {}).items()
+        }
+        if not fields and not held and not any(waiting):
+            return None
+        until = int(float(fields.get('until') or 0))
+        is_set = 'set' in fields and not 0 < until <= now
+        names = ('c', 'text', 'b') if is_set else ('dc', 'dtext', 'db')
+        concurrency, rate, burst = (fields.get(name, '') for name in names)
+        return Throttle(
+            name=name,
+            concurrency=int(concurrency) if concurrency else None,
+            rate=rate or None,
+            burst=int(burst) if burst else None,
+            source='set' if is_set else 'default',
+            expires_at=until or None if is_set else None,
+            stopped=concurrency == '0',
+            held=held or 0,
+            pending=sum(count or 0 for count in waiting),
+        )
 
     def holders(self, name: str, offset: int = 0, limit: int = 100) -> list[Holder]:
         """A page of the jobs that have a slot, the longest first."""
-        raise NotImplementedError
+        found = self._page(self._keys.held(check_name(name)), offset, limit)
+        known = self._look([key for key, _ in found])
+        return [
+            Holder(key, unpack_id(key), job.queue, job.worker or '', since)
+            if (job := known.get(key))
+            else Holder(key, unpack_id(key), '', '', since)
+            for key, since in found
+        ]
 
     def pending(self, name: str, offset: int = 0, limit: int = 100) -> list[Pending]:
         """A page of the jobs that wait, the longest first."""
-        raise NotImplementedError
+        found = self._page(self._keys.pending(check_name(name)), offset, limit)
+        known = self._look([key for key, _ in found])
+        return [
+            Pending(key, unpack_id(key), known[key].queue if key in known else '', since)
+            for key, since in found
+        ]
+
+    def _look(self, keys: list[str]) -> dict[str, JobInfo]:
+        found: dict[str, JobInfo] = {}
+        for at in range(0, len(keys), JOBS_LIMIT):
+            step = keys[at : at + JOBS_LIMIT]
+            reply = self._store.run(JobOperations(self._store.operations).inspect(step))
+            jobs = read_jobs(reply, step, [b''] * len(step))
+            found |= {job.key: job for job in jobs if job is not None}
+        return found
 
     def names(self) -> list[str]:
         """All throttles that were set, or for which jobs wait or run."""
-        raise NotImplementedError
+        with translating():
+            found: Any = self._client.smembers(self._keys.throttles)
+        return sorted(name.decode(errors='replace') for name in found)
+
+    def _page(self, key: str, offset: int, limit: int) -> list[tuple[str, int]]:
+        checks.page(offset, limit)
+        if not limit:
+            return []
+        with translating():
+            found = self._client.zrange(key, offset, offset + limit - 1, withscores=True)
+        return [(job.decode(errors='replace'), int(since)) for job, since in found]
 
     def _run(self, name: str, *args: Any) -> int:
         return int(self._store.repeat(self._store.operations.call(name, int, *args)))
+
+
+def _unless_foreign(reply: Any) -> Any:
+    if isinstance(reply, Exception):
+        if 'WRONGTYPE' not in str(reply):
+            raise reply
+        return None
+    return reply

@@ -13,6 +13,7 @@ from kombu_reliable.options import Options
 from kombu_reliable.store.info import JobInfo
 from kombu_reliable.transport.dependencies import take_dependencies
 from kombu_reliable.transport.marks import take_marks
+from kombu_reliable.transport.throttles import take_lane
 from kombu_reliable.types import Delivery, Outgoing
 
 __all__ = ('NONCE', 'TOKEN_HEADER', 'envelope', 'open_envelope', 'open_job', 'outgoing', 'payload')
@@ -41,8 +42,8 @@ def outgoing(
     """Prepares a message for one queue.
 
     Raises:
-        InvalidMessage: its id, queue, priority, eta, ``x-delay`` or what it depends on makes no
-            sense.
+        InvalidMessage: its id, queue, priority, eta, ``x-delay``, throttles or what it depends
+            on makes no sense.
     """
     headers = dict(message['headers'])
     if 'depends_on' in message['properties']:
@@ -65,6 +66,7 @@ def outgoing(
         rank=options.rank(_priority(message['properties'].get('priority'))),
         due=_take_due(headers),
         depends=take_dependencies(headers, job),
+        lane=take_lane(headers),
         marks=take_marks(headers, options),
         envelope=envelope(message, headers, queue, exchange, routing_key),
     )

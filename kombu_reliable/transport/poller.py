@@ -8,7 +8,6 @@ pop to end.
 
 from __future__ import annotations
 
-import logging
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -22,11 +21,12 @@ from kombu_reliable.errors import ConnectionLost
 from kombu_reliable.scripts import Call, translate
 from kombu_reliable.store.operations import CLAIM_LIMIT, RENEW_LIMIT
 from kombu_reliable.transport.bell import Bell
+from kombu_reliable.transport.complaints import Complaints
 from kombu_reliable.transport.endpoint import Endpoint
 from kombu_reliable.transport.identity import new_identity
 from kombu_reliable.transport.line import LOST, Line, Request, must_answer
 from kombu_reliable.transport.outbox import Posted
-from kombu_reliable.transport.reconnect import REPEAT_WARNING, Reconnect
+from kombu_reliable.transport.reconnect import Reconnect
 from kombu_reliable.types import Claimed, Delivery
 
 if TYPE_CHECKING:
@@ -36,11 +36,12 @@ __all__ = ('Poller',)
 
 T = TypeVar('T')
 
-logger = logging.getLogger('kombu_reliable')
-
 #: How often a full consumer is asked whether it has room again, in seconds.  Whoever makes room
 #: mostly says so; this is for those who do not.
 NO_ROOM_PAUSE = 0.02
+
+#: How often a consumer is asked whether it can start what cannot wait in it, in seconds.
+NO_SLOT_PAUSE = 0.05
 
 
 class Poller:
@@ -58,6 +59,8 @@ class Poller:
         self._channels: deque[Channel] = deque()
         #: Channels for which there may be work, as far as is known.
         self._hungry: set[Channel] = set()
+        #: Channels for which there is only work that they cannot start: nothing wakes them for it.
+        self._sated: set[Channel] = set()
         self._served: Channel | None = None  # the last one that was given something
         #: Queues whose marker was popped: somebody must claim there, with no credit if need be.
         self._owed: set[str] = set()
@@ -67,7 +70,7 @@ class Poller:
         self._bell = Bell(endpoint, self._woken)
         self._claiming = False
         self._due_at: float | None = None
-        self._next_complaint = 0.0
+        self._complaints = Complaints()
 
     # -- channels ----------------------------------------------------------------
 
@@ -88,18 +91,13 @@ class Poller:
         if not channel.queues and channel in self._channels:
             self._channels.remove(channel)
             self._hungry.discard(channel)
+            self._sated.discard(channel)
             self._served = None
         self._hush(wait=True)
         self._repay()
-        kept: deque[tuple[Channel, Delivery]] = deque()
-        withdrawn = []
-        for entry in self._inbox:
-            if entry[0] is channel and entry[1].queue == queue:
-                withdrawn.append(entry[1])
-            else:
-                kept.append(entry)
-        self._inbox = kept
-        return withdrawn
+        mine = [entry for entry in self._inbox if entry[0] is channel and entry[1].queue == queue]
+        self._inbox = deque(entry for entry in self._inbox if entry not in mine)
+        return [delivery for _, delivery in mine]
 
     def flush(self) -> None:
         """Sends the settlements that wait for a claim to travel with, without waiting for the
@@ -119,10 +117,12 @@ class Poller:
         now = time.monotonic()
         if not self._connected():
             return self._reconnect.retry_at - now if self._needed() else None
-        due_in = None if self._due_at is None or self._claiming else self._due_at - now
+        pauses = [NO_SLOT_PAUSE] if self._sated else []
+        if self._due_at is not None and not self._claiming:
+            pauses.append(self._due_at - now)
         if self._inbox and not self.has_messages():
-            return NO_ROOM_PAUSE if due_in is None else min(due_in, NO_ROOM_PAUSE)
-        return due_in
+            pauses.append(NO_ROOM_PAUSE)
+        return min(pauses, default=None)
 
     def turn(self) -> None:
         if not self._needed():
@@ -154,8 +154,8 @@ class Poller:
 
     def forget(self) -> None:
         """Drops everything without a word to the server, as after a fork."""
-        self._channels.clear()
-        self._hungry.clear()
+        for known in (self._channels, self._hungry, self._sated):
+            known.clear()
         self._give_back_inbox()
         self._drop_lines()
 
@@ -254,9 +254,16 @@ class Poller:
 
     # -- claims ------------------------------------------------------------------
 
+    def _idle(self) -> int | None:
+        idle = hooks.idle_slots()
+        return None if idle is None else max(0, idle - len(self._inbox))
+
     def _next_claim(self) -> list[Request]:
         if self._claiming or self.has_messages():
             return []
+        if self._sated and self._idle() != 0:
+            self._hungry |= self._sated
+            self._sated.clear()
         timed = self._due_at is not None and time.monotonic() >= self._due_at
         if timed:
             self._due_at = None
@@ -287,7 +294,7 @@ class Poller:
         settlements = [item.settlement for item in posted]
         asked_at = time.monotonic()
         return self._request(
-            self._operations.claim(worker, token, credit, queues, settlements),
+            self._operations.claim(worker, token, credit, queues, settlements, self._idle()),
             lambda claimed: self._claimed(channel, claimed, posted, asked_at),
             lambda: self._claim_lost(owed, posted),
         )
@@ -306,24 +313,17 @@ class Poller:
                 self._inbox.append((channel, delivery))
             if not claimed.left:
                 self._hungry.discard(channel)
+            if claimed.kept and channel in self._channels:
+                self._sated.add(channel)
         if claimed.problem:
-            self._complain(claimed.problem)
-        wake_in = claimed.wake_in
+            self._complaints.utter(claimed.problem)
         # What leaves so much later than this claim did, arrives so much later than it did,
         # however long the answer took to come and to be read.
-        self._due_at = None if wake_in is None else asked_at + wake_in
-        if channel and claimed.deliveries and not self._bell.rings_for.isdisjoint(channel.queues):
+        self._due_at = None if claimed.wake_in is None else asked_at + claimed.wake_in
+        busy = claimed.deliveries or claimed.kept
+        if channel and busy and not self._bell.rings_for.isdisjoint(channel.queues):
             # Whoever is busy with these must not be woken for more of them.
             self._hush()
-
-    def _complain(self, problem: str) -> None:
-        now = time.monotonic()
-        if now >= self._next_complaint:
-            self._next_complaint = now + REPEAT_WARNING
-            logger.error(
-                'a queue cannot be read, a key holds foreign data: %s',
-                problem.partition(' script:')[0],
-            )
 
     def _claim_lost(self, owed: set[str], posted: list[Posted]) -> None:
         self._claiming = False
@@ -347,7 +347,7 @@ class Poller:
         queues = frozenset(
             queue
             for channel in self._channels
-            if channel not in self._hungry and channel.qos.credit()
+            if channel not in self._hungry | self._sated and channel.qos.credit()
             for queue in channel.queues
         )
         if not queues:

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from celery.bin.celery import celery
 from celery.result import AsyncResult
+from click.testing import CliRunner, Result
 
 import celery_ext
 from celery_ext import Extension
@@ -53,3 +55,16 @@ def send(ext: Extension) -> Callable[..., AsyncResult]:
         return task(ext.app, name, *args).apply_async(**options)
 
     return send
+
+
+@pytest.fixture
+def reliable(ext: Extension) -> Callable[..., Result]:
+    """Runs ``celery -A app reliable ...`` in this process, for the app of ``ext``."""
+
+    def run(*args: str, input: str | None = None, columns: int | None = None) -> Result:
+        environment = {'COLUMNS': str(columns) if columns else None}
+        return CliRunner().invoke(
+            celery, ['reliable', *args], input=input, env=environment, default_map={'app': ext.app}
+        )  # fmt: skip
+
+    return run

@@ -31,5 +31,8 @@ def test_the_demo_runs() -> None:
         'shop.remind  failed: dependency',
         "next is order (6, 'Joan')",
         'purged: 2',
+        'stopped: True; 3 payments wait',
+        'invoice-10 was written at once',
+        'payment-7, payment-8, payment-9',
     ):
         assert line in done.stdout, done.stdout

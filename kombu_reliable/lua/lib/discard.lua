@@ -35,7 +35,10 @@ local function discarding()
 
   -- One step; returns how many it deleted, 0 when nothing waits in the queue any more.
   return function(queue)
-    local deleted = discard(queue, READY .. queue)
+    local deleted = discard(queue, THROTTLED .. queue)
+    if deleted == 0 then
+      deleted = discard(queue, READY .. queue)
+    end
     if deleted == 0 then
       deleted = discard(queue, DELAYED .. queue)
     end
@@ -43,7 +46,7 @@ local function discarding()
       deleted = discard_waiting(queue)
     end
     if deleted == 0 then
-      redis.call('DEL', WAKE .. queue)
+      redis.call('DEL', WAKE .. queue, TICKETS .. queue)
     end
     return deleted
   end

@@ -4,6 +4,7 @@
 -- @include retention
 -- @include tags
 -- @include tracking
+-- @include throttling
 -- What some jobs have besides a place in a queue.  The field 'feat' of a job's EXTRA hash holds a
 -- letter for each, in alphabetical order; so does its owner's entry while it is leased.
 --
@@ -20,7 +21,8 @@
 --   entered  value    it was published with this feature, or its next run was; the value is what
 --                     the publish has under NAMES
 -- What is told twice must do no harm.
-local HOOKS = {h = history_hooks, k = tracking_hooks, r = retention_hooks, t = tags_hooks}
+local HOOKS = {h = history_hooks, k = tracking_hooks, l = throttle_hooks, r = retention_hooks,
+  t = tags_hooks}
 local NAMES = {h = 'history', k = 'track', l = 'throttles', r = 'retain', t = 'tags', u = 'unique'}
 
 local function features_of(id)

@@ -2,6 +2,7 @@
 -- @include dead
 -- @include dependency
 -- @include ended
+-- @include throttle_alarms
 -- @include wake
 -- Works through what the ends of jobs mean for those that wait for them, in bounded steps.  What
 -- is left keeps an alarm, that of the queue '': whoever serves it does the next step.
@@ -165,12 +166,14 @@ local function releasing(_, now, hold, retention, keep)
     lose_patience()
   end
   work_off()
+  local throttles = serve_throttles(now)
 
   local entry = redis.call('LINDEX', RELEASES, 0)
   local expected = tonumber(redis.call('ZRANGE', EXPECTED, 0, 0, 'WITHSCORES')[2])
   if expected and hold then
     expected = math.max(expected, hold)
   end
+  local next = sooner(expected, throttles)
   if entry then
     redis.call('ZADD', ALARMS, now, '')
     local name = string.match(entry, '^%a+;([^;]*);')
@@ -179,8 +182,8 @@ local function releasing(_, now, hold, retention, keep)
     if queue and progress then
       arm(queue)
     end
-  elseif expected then
-    redis.call('ZADD', ALARMS, expected, '')
+  elseif next then
+    redis.call('ZADD', ALARMS, next, '')
   else
     redis.call('ZREM', ALARMS, '')
   end

@@ -3,6 +3,7 @@
 -- @include disarm
 -- @include features
 -- @include group
+-- @include queue_limits
 -- @include twins
 -- @include whereabouts
 -- Takes a job out of the world, with everything that is its own.
@@ -23,6 +24,9 @@ local function remove(id, job, now)
     return -- it had ended before
   end
   disarm(job.queue)
+  if job.state == 'leased' then
+    reopen(job.queue)
+  end
   all_ended({id}, 'gone')
   if job.state == 'waiting' then
     forsake(id)

@@ -3,6 +3,7 @@
 -- @include ended
 -- @include owner
 -- @include owner_fields
+-- @include queue_limits
 -- Ends deliveries.  A settlement is five arguments: verdict, queue, id, token, detail.
 --   ack      done, forget it
 --   replace  forget it, others will publish its id again
@@ -76,6 +77,9 @@ local function settle(first, last, now, retention, keep, reply)
     redis.call('HDEL', OWNERS, unpack(names))
     for queue, leased in pairs(queues) do
       unlease(queue, leased)
+      if pausing then
+        reopen(queue)
+      end
     end
   end
   if #doomed > 0 then

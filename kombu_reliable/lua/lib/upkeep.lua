@@ -5,6 +5,7 @@
 -- @include lifetime
 -- @include owner_fields
 -- @include place
+-- @include queue_limits
 -- @include ready
 -- @include record
 -- @include releasing
@@ -20,18 +21,20 @@ local FLAGGED = string.byte('x')
 local function promote(queue, now)
   local ids = redis.call('ZRANGEBYSCORE', DELAYED .. queue, '-inf', now, 'LIMIT', 0, STEP)
   if #ids == 0 then
-    return 0
+    return false
   end
   local sequence = redis.call('HINCRBY', META, 'seq', #ids) - #ids
+  local claimable = false
   for i, id in ipairs(ids) do
     -- What is no record of ours becomes ready all the same: the claim sorts it out.
     local head = redis.pcall('GETRANGE', JOB .. id, 0, 3)
     head = type(head) == 'string' and head or ''
     local feat = string.byte(head) == FLAGGED and features_of(id)
-    make_ready(queue, id, place(string.match(head, '^.(%d%d%d)$') or 0, sequence + i), feat)
+    local at = place(string.match(head, '^.(%d%d%d)$') or 0, sequence + i)
+    claimable = make_ready(queue, id, at, feat) or claimable
   end
   redis.call('ZREM', DELAYED .. queue, unpack(ids))
-  return #ids
+  return claimable
 end
 
 -- The owner's entry stays until somebody else claims the job: until then its owner may
@@ -39,34 +42,37 @@ end
 local function take_back(queue, now)
   local ids = redis.call('ZRANGEBYSCORE', LEASED .. queue, '-inf', now, 'LIMIT', 0, STEP)
   if #ids == 0 then
-    return 0
+    return false
   end
-  local owners = redis.call('HMGET', OWNERS, unpack(ids))
+  local owners, claimable = redis.call('HMGET', OWNERS, unpack(ids)), false
   for i, id in ipairs(ids) do
     -- A lease without an owner is foreign data; the job waits like one that was just published.
     local at = owners[i] and owner_place(owners[i])
       or place(0, redis.call('HINCRBY', META, 'seq', 1))
     local feat = owners[i] and owner_features(owners[i])
-    make_ready(queue, id, at, feat)
+    claimable = make_ready(queue, id, at, feat) or claimable
     -- Marks the job: whoever claims it looks for the owner only of one that is marked.
     note(id, now, 'lost', owners[i] and owner_worker(owners[i]))
     tell_features(feat, 'paused', queue, id, now, 'stalled')
   end
   redis.call('ZREM', LEASED .. queue, unpack(ids))
   redis.call('HINCRBY', META, 'expired', #ids)
-  return #ids
+  if pausing then
+    reopen(queue)
+  end
+  return claimable
 end
 
 local function upkeep(queue, now, hold, retention)
-  local moved = promote(queue, now)
+  local claimable = promote(queue, now)
   if not hold or now >= hold then
-    moved = moved + take_back(queue, now)
+    claimable = take_back(queue, now) or claimable
   end
   forget_dead(queue, redis.call('ZRANGEBYSCORE', DEAD .. queue, '-inf', now - retention,
     'LIMIT', 0, STEP), now)
   forget_completed(queue, redis.call('ZRANGEBYSCORE', COMPLETED .. queue, '-inf', now,
     'LIMIT', 0, STEP))
-  if moved > 0 then
+  if claimable then
     arm(queue)
   end
   local life = redis.call('EXISTS', LIFE .. queue) == 1 and lifetimes().live_on(queue, now, hold)

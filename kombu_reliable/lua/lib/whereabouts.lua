@@ -1,10 +1,11 @@
 -- Finds jobs by their keys.  The record says in which queue a job is, and it is in one place there.
 --
--- The states are 'ready', 'delayed', 'leased', 'waiting', 'failed', 'completed'; 'nowhere' is a
--- record that damage has left behind.  A ready job may still have the owner that lost its lease.
-local PLACES = {ready = READY, delayed = DELAYED, leased = LEASED, waiting = WAITING,
-  ['failed'] = DEAD, ['completed'] = COMPLETED}
-local STATES = {'ready', 'delayed', 'leased', 'waiting', 'failed', 'completed'}
+-- The states are 'ready', 'throttled', 'delayed', 'leased', 'waiting', 'failed', 'completed';
+-- 'nowhere' is a record that damage has left behind.  A ready or throttled job may still have the
+-- owner that lost its lease.
+local PLACES = {ready = READY, throttled = THROTTLED, delayed = DELAYED, leased = LEASED,
+  ['waiting'] = WAITING, ['failed'] = DEAD, ['completed'] = COMPLETED}
+local STATES = {'ready', 'delayed', 'leased', 'waiting', 'failed', 'throttled', 'completed'}
 
 -- Returns a table of state, score, rank (text), published (text), queue, owner; nil if there is
 -- no record of ours.  It looks first where the job is likely to be.
@@ -32,7 +33,7 @@ local function find(id, likely)
       break
     end
   end
-  if job.state == 'ready' or job.state == 'leased' then
+  if job.state == 'ready' or job.state == 'leased' or job.state == 'throttled' then
     job.owner = redis.call('HGET', OWNERS, id)
   end
   return job

@@ -2,9 +2,10 @@
 --
 -- ARGV  now | '', worker ('' if it does not stay), token, lease (ms), credit,
 --       delivery limit (0: none), retention of dead letters (ms), number kept per queue,
---       number of settlements, the settlements,
+--       how many jobs could start at once, number of settlements, the settlements,
 --       then the queues in the order in which they are asked
--- Reply 1 if claimable work is left, when to claim again (us from now; -1: others watch),
+-- Reply 1 if claimable work is left, 2 if it is only for those who can start it at once,
+--       when to claim again (us from now; -1: others watch),
 --       one status per settlement,
 --       then per message: number of its queue (from 1), id, deliveries, record.
 --       The n-th message is leased under '<token>.<n>'.
@@ -20,15 +21,18 @@
 -- @defer dependency: tell_of_ends, dependencies, forsake
 -- @defer endings: settle_otherwise, deliver_once, status_of_other, leave_twin, deliveries_before, end_undelivered
 -- @defer features: tell_features, features_of, end_features
+-- @defer lanes: lanes
+-- @defer queue_limits: room_in, count_started, reopen, is_limited, limited_queue, set_limited
+-- @defer turns: claim_in_turn
 -- @defer upkeep: serve_alarms
 local now, micros = clock()
 local worker, token, lease = ARGV[2], ARGV[3], tonumber(ARGV[4])
 local credit, limit = tonumber(ARGV[5]), tonumber(ARGV[6])
-local retention, keep = tonumber(ARGV[7]), tonumber(ARGV[8])
-local FIRST_SETTLEMENT = 10
-local FIRST_QUEUE = FIRST_SETTLEMENT + tonumber(ARGV[9]) * SETTLEMENT
+local retention, keep, idle = tonumber(ARGV[7]), tonumber(ARGV[8]), tonumber(ARGV[9])
+local FIRST_SETTLEMENT = 11
+local FIRST_QUEUE = FIRST_SETTLEMENT + tonumber(ARGV[10]) * SETTLEMENT
 
-local meta = redis.call('HMGET', META, 'v', 'seen', 'hold', 'keeper', 'deputy', 'paused')
+local meta = redis.call('HMGET', META, 'v', 'seen', 'hold', 'keeper', 'deputy', 'paused', 'lanes')
 if foreign(meta[1]) then
   return refuse(meta[1])
 end
@@ -50,8 +54,8 @@ local PLAIN = string.byte('-') -- the flag of a record without an EXTRA hash
 local delivered = 0
 local popped = {}
 
-local function claim_from(number, queue)
-  popped = redis.call('ZPOPMIN', READY .. queue, credit)
+local function claim_from(number, queue, most)
+  popped = redis.call('ZPOPMIN', READY .. queue, most)
   if #popped == 0 then
     return
   end
@@ -97,13 +101,14 @@ local function claim_from(number, queue)
   end
 end
 
--- Foreign data under a key of a queue must neither stop the others nor cost a message.
-local function claim_safely(number, queue)
+-- Foreign data under a key of a queue must neither stop the others nor cost a message.  Returns how
+-- many it has claimed, or false.
+local function claim_safely(number, queue, most)
   local length, delivered_before, credit_before = #reply, delivered, credit
   popped = {}
-  local fine, error = pcall(claim_from, number, queue)
+  local fine, error = pcall(claim_from, number, queue, most)
   if fine then
-    return true
+    return delivered - delivered_before
   end
   problem, delivered, credit = error, delivered_before, credit_before
   for i = #reply, length + 1, -1 do
@@ -119,18 +124,72 @@ local function claim_safely(number, queue)
   return false
 end
 
+-- Claims from a queue of which some jobs are in lanes.
+local function claim_with_lanes(number, queue, most)
+  local function claim_ready(count)
+    return claim_safely(number, queue, count)
+  end
+
+  local function deliver(id, at)
+    local record = redis.pcall('GET', JOB .. id)
+    record = type(record) == 'string' and record
+    local before, death, feat = 0, nil, ''
+    if record then
+      before, death, feat = deliveries_before(id, limit, now)
+    end
+    if not record or death then
+      end_undelivered(queue, id, record, death, now, retention, keep)
+      return false
+    end
+    redis.call('ZADD', LEASED .. queue, now + lease, id) -- first what foreign data could refuse
+    delivered = delivered + 1
+    credit = credit - 1
+    redis.call('HSET', OWNERS, id, token .. '.' .. delivered .. ';' .. at .. feat .. ';' .. worker)
+    alarm_by(queue, now + lease)
+    for _, field in ipairs({number, id, before + 1, record}) do
+      reply[#reply + 1] = field
+    end
+    tell_features(feat, 'started', queue, id, now, worker)
+    return true
+  end
+
+  local count, error = claim_in_turn(queue, most, idle - delivered, claim_ready, deliver)
+  problem = error or problem
+  return count
+end
+
 for i = FIRST_QUEUE, #ARGV do
-  local queue = ARGV[i]
-  local open = not pausing or redis.call('SISMEMBER', PAUSED, queue) == 0
-  local fine = open and (credit <= 0 or claim_safely(i - FIRST_QUEUE + 1, queue))
-  if fine and redis.call('EXISTS', READY .. queue) == 1 then
+  local number, queue = i - FIRST_QUEUE + 1, ARGV[i]
+  local most, closed, laned = credit, false, false
+  if pausing then
+    most, closed = room_in(queue, credit, idle - delivered)
+  end
+  if meta[7] and not closed then
+    laned = redis.call('EXISTS', TICKETS .. queue) == 1
+  end
+  local count = 0
+  if not closed and most > 0 then
+    count = (laned and claim_with_lanes or claim_safely)(number, queue, most)
+  end
+  if pausing and count and count > 0 then
+    closed = count_started(queue, count)
+  end
+  if count and not closed and (redis.call('EXISTS', READY .. queue) == 1
+      or meta[7] and redis.call('EXISTS', TICKETS .. queue) == 1) then
     arm(queue)
-    reply[1] = 1
+    if credit <= 0 or idle > delivered or not (pausing or laned) then
+      reply[1] = 1
+    elseif reply[1] == 0 then
+      reply[1] = 2
+    end
   else
     redis.call('DEL', WAKE .. queue)
   end
 end
 
+if pausing or meta[7] then
+  due = head(ALARMS)
+end
 local wake_at = keep_time(worker, now, due, meta[4], meta[5], lease)
 if wake_at then
   reply[2] = math.max(0, (wake_at - now) * 1000 - micros)

@@ -34,3 +34,4 @@ local function size(key)
 end
 
 return size(READY .. queue) + size(DELAYED .. queue) + size(WAITING .. queue)
+  + size(THROTTLED .. queue)

@@ -18,7 +18,8 @@ local now, queue = clock(), ARGV[2]
 if ARGV[3] == '1' and (lives.attended_until(queue) or 0) > now then
   return -1
 end
-if ARGV[4] == '1' and redis.call('EXISTS', READY .. queue, DELAYED .. queue, WAITING .. queue) > 0 then
+if ARGV[4] == '1' and redis.call('EXISTS', READY .. queue, DELAYED .. queue, WAITING .. queue,
+    THROTTLED .. queue) > 0 then
   return -1
 end
 redis.call('SREM', QUEUES, queue)

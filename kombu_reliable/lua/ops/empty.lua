@@ -1,6 +1,6 @@
 -- Empty: deletes jobs of a queue that are in one state, in bounded steps.
 --
--- ARGV  now | '', queue, state: ready, delayed, waiting, failed or completed
+-- ARGV  now | '', queue, state: ready, throttled, delayed, waiting, failed or completed
 -- Reply number of jobs deleted; 0 when none is left
 -- Cost  at most 100 jobs a call
 -- @include clock
@@ -17,7 +17,7 @@ local now = clock()
 local queue, state = ARGV[2], ARGV[3]
 local ids = redis.call('ZRANGE', PLACES[state] .. queue, 0, STEP - 1)
 for _, id in ipairs(ids) do
-  local owner = state == 'ready' and redis.call('HGET', OWNERS, id)
+  local owner = (state == 'ready' or state == 'throttled') and redis.call('HGET', OWNERS, id)
   remove(id, {queue = queue, state = state, owner = owner}, now)
 end
 return #ids

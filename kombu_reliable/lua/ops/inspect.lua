@@ -3,7 +3,7 @@
 -- ARGV  now | '', then the keys of the jobs
 -- Reply per job: its state, '' if there is none; then, if there is one:
 --       rank, time of publish, queue, score in its place, owner, deliveries that ended without
---       an outcome, reason, failure, group, policy, history,
+--       an outcome, reason, failure, group, policy, history, what holds it back,
 --       tags (JSON), 1 if it is tracked, progress, what was logged, when it completed,
 --       how many jobs it waits for, how many of them follow, their keys,
 --       how many jobs wait for it, how many of them follow, their keys
@@ -47,12 +47,13 @@ for i = 2, #ARGV do
   if not job or job.state == 'nowhere' then
     add('')
   else
-    local noted = redis.pcall('HMGET', EXTRA .. id, 'n', 'reason', 'failure', 'group', 'h', 'tags',
-      'progress', 'log', 'done')
+    local noted = redis.pcall('HMGET', EXTRA .. id, 'n', 'reason', 'failure', 'group', 'h', 'lane',
+      'tags', 'progress', 'log', 'done')
     noted = noted.err and {} or noted
     add(job.state, job.rank, job.published, job.queue, job.score, job.owner)
     add(noted[1], noted[2], noted[3], noted[4], job.state == 'waiting' and policy_of(id), noted[5])
-    add(noted[6], redis.pcall('ZSCORE', TRACKED, id) and 1, noted[7], noted[8], noted[9])
+    local tracked = type(redis.pcall('ZSCORE', TRACKED, id)) == 'string'
+    add(noted[6], noted[7], tracked and 1, noted[8], noted[9], noted[10])
     add_others('SCARD', 'SRANDMEMBER', UNMET .. id, shown)
     add_others('ZCARD', 'ZRANGE', DEPENDENTS .. id, 0, shown - 1)
   end

@@ -4,6 +4,7 @@
 -- Reply per job: done, unknown, leased or completed (it stays as it is)
 -- Cost  O(log n) per job; at most 100 jobs a call
 -- @include acting
+-- @include lanes
 -- @include place
 -- @include whereabouts
 local rank = ARGV[2]
@@ -17,9 +18,13 @@ return act(3, function(id)
     return job.state
   end
   redis.call('SETRANGE', JOB .. id, 1, rank)
-  if job.state == 'ready' then
+  if job.state == 'ready' or job.state == 'throttled' then
     local at = place(rank, job.score - place(job.rank, 0))
-    redis.call('ZADD', READY .. job.queue, at, id)
+    if job.state == 'throttled' then
+      lanes().replace(job.queue, id, at)
+    else
+      redis.call('ZADD', READY .. job.queue, at, id)
+    end
     if job.owner then
       -- If its owner comes back and loses it again, this is its place.
       local token, worker = string.match(job.owner, '^([^;]*;)%-?%d+(%a*;.*)$')

@@ -20,6 +20,7 @@
 -- @include nonce
 -- @include owner_fields
 -- @include place
+-- @include queue_limits
 -- @include ready
 -- @include record
 -- @include run
@@ -51,6 +52,9 @@ local function end_run(token, key)
   local now = clock()
   note(key, now, 'retried')
   tell_features(owner_features(owner), 'paused', queue, key, now, 'retried')
+  if pausing then
+    reopen(queue)
+  end
   return true
 end
 

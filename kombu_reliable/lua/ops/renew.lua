@@ -7,9 +7,11 @@
 -- Cost  O(log n) per message; at most 300 messages a call
 -- @include clock
 -- @include layout
+-- @include owner_fields
 -- @include run
 -- @include room
 -- @include silence
+-- @defer lanes: lanes
 local now, lease = clock(), tonumber(ARGV[2])
 local meta = redis.call('HMGET', META, 'v', 'seen', 'hold')
 if foreign(meta[1]) then
@@ -18,6 +20,17 @@ end
 enter_full_server()
 hear(now, tonumber(meta[2]), tonumber(meta[3]), lease)
 
+-- A throttled job that lost its lease waits in its lane.  Who has gone on with it takes a slot, though
+-- there may be none: it does run.
+local function regain(queue, id, owner)
+  local feat = owner_features(owner)
+  if not feat or not string.find(feat, 'l', 1, true) or not lanes().leave(queue, id) then
+    return false
+  end
+  lanes().take(id)
+  return true
+end
+
 local function renew(queue, id, token)
   local owner = redis.call('HGET', OWNERS, id)
   if not owned_by(owner, token) then
@@ -25,7 +38,7 @@ local function renew(queue, id, token)
   end
   local deadline = now + lease
   if redis.call('ZADD', LEASED .. queue, 'XX', 'CH', deadline, id) == 0
-      and redis.call('ZREM', READY .. queue, id) == 1 then
+      and (redis.call('ZREM', READY .. queue, id) == 1 or regain(queue, id, owner)) then
     redis.call('ZADD', LEASED .. queue, deadline, id)
     redis.call('ZADD', ALARMS, 'LT', deadline, queue)
   end

@@ -7,6 +7,7 @@
 -- @include delaying
 -- @include disown
 -- @include features
+-- @include lanes
 -- @include place
 -- @include ready
 -- @include whereabouts
@@ -20,10 +21,13 @@ return act(3, function(id, now, keeper)
   local queue = job.queue
   if job.state == 'waiting' then
     redis.call('ZADD', WAITING .. queue, math.max(due, now), id)
-  elseif job.state ~= 'ready' and job.state ~= 'delayed' then
+  elseif job.state ~= 'ready' and job.state ~= 'throttled' and job.state ~= 'delayed' then
     return job.state
   elseif due > now then
-    if job.state == 'ready' then
+    if job.state == 'throttled' then
+      lanes().leave(queue, id)
+    end
+    if job.state ~= 'delayed' then
       redis.call('ZREM', READY .. queue, id)
       disown(id, job, now)
     end
