@@ -107,7 +107,7 @@ class Jobs:
 
         Jobs that wait or run, dead letters, and completed ones that are kept.  With one tag any
         page costs the same.  With several, the jobs in front of a page are gone through, but not
-        more than 10,000 at once: then the page is shorter than asked for, and ``after`` goes on.
+        more than 6,000 at once: then the page is shorter than asked for, and ``after`` goes on.
 
         Args:
             tags: one or more.

@@ -100,10 +100,10 @@ def run_lives(
 
     for number in range(count):
         publish('run', number, life=run + end)
-        publish('flaky', number % 3, 0.05, life=(run + ['retried']) * (number % 3) + run + end)
+        publish('flaky', number % 3, 0.05, life=[*run, 'retried'] * (number % 3) + run + end)
         publish('charge', number, life=run + end)
-        publish('fail', 'on purpose', life=run + ['failed'])
-        publish('reject', False, life=run + ['failed'])
+        publish('fail', 'on purpose', life=[*run, 'failed'])
+        publish('reject', False, life=[*run, 'failed'])
         ext.jobs.cancel(publish('run', countdown=3600, life=['canceled']))
         moved = publish('run', number, life=['moved', *run, *end], queue='aside')
         ext.jobs[moved].move('celery')

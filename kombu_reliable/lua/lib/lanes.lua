@@ -2,6 +2,7 @@
 -- @include clock
 -- @include limits
 -- @include place
+-- @include tracking
 -- @include wake
 -- Jobs that share limits, see lib/limits.lua, wait in lanes.  A lane is a queue and a set of throttles, and perhaps the
 -- key of those who take turns; it is called by the digest of that and the name of its queue.
@@ -163,6 +164,7 @@ local function lanes()
       parked = redis.call('HGET', LANE_INFO .. lane, 'p')
     end
     if parked then
+      tracked_throttled(queue, id, now, parked)
       ours(parked_lanes(parked, queue), 'ZADD', 'LT', at, lane)
     else
       ours(TICKETS .. queue, 'ZADD', 'LT', at, lane)
@@ -288,6 +290,7 @@ local function lanes()
       end
       local name, reason = obstacle(want)
       if name then
+        tracked_throttled(queue, id, now, name)
         park(name, queue, lane, want.f and at or place_of, reason)
         hand_over(want, queue)
         return started, false
