@@ -33,6 +33,8 @@ class Contender:
     module: str | None = None
     #: Whether its app has celery_ext installed.
     extension: bool = False
+    #: Whether its tasks are tracked and have two tags; needs the extension.
+    marked: bool = False
 
     def connection(self) -> Connection:
         if self.module:

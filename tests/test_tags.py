@@ -461,14 +461,14 @@ def check_many(bench: MarkBench, server: Server, count: int) -> None:
             log.look()
         client.config_set('slowlog-log-slower-than', 10_000)
     assert done == count // 2
-    assert log.steps > count // 2 // 50
+    assert log.steps >= count // 2 // 50
     assert log.slow == []
     assert bench.store.tags.count('even') == 0
     assert bench.store.tags.count('all') == count // 2
 
 
-def test_twenty_thousand_tagged_jobs(real: MarkBench, server: Server) -> None:
-    check_many(real, server, 20_000)
+def test_ten_thousand_tagged_jobs(real: MarkBench, server: Server) -> None:
+    check_many(real, server, 10_000)
 
 
 @pytest.mark.matrix
