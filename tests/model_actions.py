@@ -190,6 +190,7 @@ class Actions:
         keys = self.store.keys
         if self.model.paused:
             yield keys.paused
+            yield keys.closed
         for job in self.model.jobs.values():
             if job.key.startswith('~'):
                 yield keys.twins(job.key.rpartition('~')[2])

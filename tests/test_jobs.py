@@ -21,6 +21,7 @@ from kombu_reliable.errors import (
 from kombu_reliable.store import Store
 from kombu_reliable.store.info import STATES, Event, Group
 from kombu_reliable.store.jobs import Jobs
+from kombu_reliable.transport.throttles import take_lane
 from kombu_reliable.types import Delivery, Dependencies, Marks, Outgoing, Policy, QueueCounts
 from tests.conftest import START
 from tests.test_scripts import (
@@ -56,6 +57,8 @@ class JobBench(Bench):
 
     def make(self, state: str, id: str = 'a', queue: str = 'q', rank: int = 0) -> str:
         """A job in a state; ``lost`` is ready, and its last owner may come back."""
+        if state == 'throttled':
+            return self.throttled(id, queue, rank)
         marks = Marks(retain=HOUR, limit=100) if state == 'completed' else None
         key = self.add(id, queue, rank, f'+{HOUR}' if state == 'delayed' else '0', marks)
         if state in ('leased', 'lost', 'failed', 'completed'):
@@ -69,6 +72,13 @@ class JobBench(Bench):
         elif state == 'waiting':
             self.client.zrem(self.keys.ready(queue), key)
             self.client.zadd(self.keys.waiting(queue), {key: self.now})
+        return key
+
+    def throttled(self, id: str, queue: str, rank: int) -> str:
+        lane = take_lane({'x-throttles': [{'name': 'T', 'concurrency': 0}]})
+        key = pack_id(id)
+        self._number += 1
+        self.publish([Outgoing(key, queue, rank, '0', b'', lane=lane)], self._number - 1)
         return key
 
     def fail(self, id: str, detail: str = 'rejected') -> None:
@@ -1058,14 +1068,14 @@ def test_a_purge_by_state_spares_the_others(bench: JobBench) -> None:
                 bench.jobs.move(f'{state}{number}', 'aside')
     for number in range(3):
         bench.jobs.move(f'ready{number}', 'q')
-    full = QueueCounts(3, 3, 3, 3, 3, completed=3)
-    assert bench.counts() == full
+    assert bench.counts() == QueueCounts(3, 3, 3, 3, 3, throttled=3, completed=3)
     for state, left in (
-        ('delayed', QueueCounts(3, 0, 3, 3, 3, completed=3)),
-        ('failed', QueueCounts(3, 0, 3, 0, 3, completed=3)),
-        ('waiting', QueueCounts(3, 0, 3, 0, 0, completed=3)),
-        ('completed', QueueCounts(3, 0, 3, 0, 0)),
-        ('ready', QueueCounts(0, 0, 3, 0, 0)),
+        ('delayed', QueueCounts(3, 0, 3, 3, 3, throttled=3, completed=3)),
+        ('failed', QueueCounts(3, 0, 3, 0, 3, throttled=3, completed=3)),
+        ('waiting', QueueCounts(3, 0, 3, 0, 0, throttled=3, completed=3)),
+        ('completed', QueueCounts(3, 0, 3, 0, 0, throttled=3)),
+        ('ready', QueueCounts(0, 0, 3, 0, 0, throttled=3)),
+        ('throttled', QueueCounts(0, 0, 3, 0, 0)),
     ):
         assert bench.jobs.purge('q', [state]) == 3
         assert bench.counts() == left

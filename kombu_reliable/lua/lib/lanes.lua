@@ -34,9 +34,9 @@ local function lanes()
   local RANK = 35184372088832 -- see lib/place.lua
   local now, limits = clock(), limiting()
   local ours, blocked = limits.ours, limits.blocked
-  local wants = {}
+  local wants, published = {}, {}
 
-  local function read(text)
+  local function decode(text)
     local known = wants[text]
     if known == nil then
       local fine, found = pcall(cjson.decode, text)
@@ -50,7 +50,7 @@ local function lanes()
   -- What a job wants, and as it says it; false if it is in no lane.
   local function wanted(id)
     local text = redis.pcall('HGET', EXTRA .. id, 'lane')
-    return type(text) == 'string' and read(text), text
+    return type(text) == 'string' and decode(text), text
   end
 
   local function parked_lanes(name, queue)
@@ -58,7 +58,7 @@ local function lanes()
   end
 
   -- Somebody has to look at a throttle at this time.
-  local function later(name, at)
+  local function look_at(name, at)
     redis.call('ZADD', THROTTLE_ALARMS, 'LT', at, name)
     alarm_by('', at)
   end
@@ -97,7 +97,7 @@ local function lanes()
         unpark(name, queue)
       end
     elseif reason ~= true then
-      later(name, reason)
+      look_at(name, reason)
       redis.call('ZADD', WAKE .. queues[1], 0, '1') -- somebody has to watch the clock for it
     end
   end
@@ -108,42 +108,47 @@ local function lanes()
     ours(PARKED .. name, 'ZADD', 'NX', now, queue)
     ours(TICKETS .. queue, 'ZREM', lane)
     if reason ~= true then
-      later(name, reason)
+      look_at(name, reason)
     end
   end
 
-  -- A lane in front of others has gone: a throttle that has room must not be left without one.
-  local function hand_over(want, queue)
+  -- A lane that was looked at stands at another place, or has gone (`at` is nil then): a throttle
+  -- that has room must not be left without the first of the others.  Returns whether one was shown.
+  local function hand_over(want, queue, at)
+    local shown = false
     for _, one in ipairs(want.t) do
       local name = one[1]
-      if redis.call('EXISTS', parked_lanes(name, queue)) == 1 and not blocked(name) then
+      local first = ours(parked_lanes(name, queue), 'ZRANGE', 0, 0, 'WITHSCORES')[2]
+      if first and (not at or tonumber(first) < tonumber(at)) and not blocked(name) then
         unpark(name, queue)
+        shown = true
       end
     end
+    return shown
   end
 
-  -- What jobs bring with them holds until others of the throttle bring something else.
-  local function announce(one)
+  -- What jobs bring with them holds until others of the throttle are published with something else.
+  local function announce(one, published)
     local name, key = one[1], LIMITS .. one[1]
-    if not one[2] then
-      redis.call('SADD', THROTTLES, name)
+    redis.call('SADD', THROTTLES, name)
+    local known = one[2] and ours(key, 'HMGET', 'dc', 'dr', 'db', 'dtext')
+    if not known or known[1] and not published then
       return
     end
-    local known = ours(key, 'HMGET', 'dc', 'dr', 'db', 'dtext')
     local same = true
     for i = 1, 4 do
       same = same and known[i] == one[i + 1]
     end
     if not same then
       redis.call('HSET', key, 'dc', one[2], 'dr', one[3], 'db', one[4], 'dtext', one[5])
-      redis.call('SADD', THROTTLES, name)
+      limits.next_token(name) -- the pace is that of the new limits from now on
       opened(name)
     end
   end
 
   -- A job may start as soon as its throttles let it: it takes its place in its lane.  Returns
   -- whether a claim has to look at it.
-  local function enter(queue, id, at)
+  local function enter_lane(queue, id, at)
     local want, text = wanted(id)
     if not want then
       redis.call('ZADD', READY .. queue, at, id)
@@ -158,18 +163,25 @@ local function lanes()
     local said, parked = unpack(ours(LANE_INFO .. lane, 'HMGET', 't', 'p'))
     if said ~= text then
       redis.call('HSET', LANE_INFO .. lane, 't', text)
+    end
+    if not said or published[id] then
       for _, one in ipairs(want.t) do
-        announce(one)
+        announce(one, published[id])
       end
       parked = redis.call('HGET', LANE_INFO .. lane, 'p')
     end
-    if parked then
-      tracked_throttled(queue, id, now, parked)
-      ours(parked_lanes(parked, queue), 'ZADD', 'LT', at, lane)
-    else
+    if not parked then
       ours(TICKETS .. queue, 'ZADD', 'LT', at, lane)
+      return true
     end
-    return not parked
+    local key = parked_lanes(parked, queue)
+    if ours(key, 'ZADD', 'LT', 'CH', at, lane) == 0 or blocked(parked) then
+      tracked_throttled(queue, id, now, parked)
+      return false
+    end
+    -- Others may have been looked at first; now this one comes before them.
+    unpark(parked, queue)
+    return true
   end
 
   -- Where a lane stands, after its first job may have changed.
@@ -180,6 +192,11 @@ local function lanes()
       if not want.f then
         local key = parked and parked_lanes(parked, queue) or TICKETS .. queue
         ours(key, 'ZADD', at, lane)
+      end
+      if not parked then
+        hand_over(want, queue, not want.f and at)
+      elseif not blocked(parked) then
+        unpark(parked, queue)
       end
       return
     end
@@ -208,8 +225,8 @@ local function lanes()
   end
 
   -- Takes a job out of its lane; whether it was there.
-  local function leave(queue, id, want)
-    want = want or wanted(id)
+  local function leave_lane(queue, id)
+    local want = wanted(id)
     if not want then
       return false
     end
@@ -235,13 +252,13 @@ local function lanes()
     for _, one in ipairs(want.t) do
       if ours(HELD .. one[1], 'ZREM', id) == 1 then
         opened(one[1])
-        forget_unused(one[1])
       end
+      forget_unused(one[1])
     end
   end
 
   -- A job gets another place in its lane.
-  local function replace(queue, id, at)
+  local function rearrange(queue, id, at)
     local want = wanted(id)
     if want then
       ours(LANE .. want.d .. queue, 'ZADD', 'XX', at, id)
@@ -269,7 +286,7 @@ local function lanes()
   -- Returns how many it has started, and whether the lane has kept its ticket.
   local function serve(queue, lane, at, most, before, deliver)
     local text = ours(LANE_INFO .. lane, 'HGET', 't')
-    local want = text and read(text)
+    local want = text and decode(text)
     if not want then
       -- Damage; the first job says who they are, if there is one.
       local first = ours(LANE .. lane, 'ZRANGE', 0, 0)[1]
@@ -281,11 +298,12 @@ local function lanes()
       end
       return 0, false
     end
-    local started, looked = 0, 0
-    while started < most and looked < 2 * most do
-      looked = looked + 1
+    local started = 0
+    for _ = 1, 2 * most do
       local id, place_of = unpack(ours(LANE .. lane, 'ZRANGE', 0, 0, 'WITHSCORES'))
-      if not id or started > 0 and (want.f or before and tonumber(place_of) > before) then
+      local waits = started == most or id and started > 0
+        and (want.f or before and tonumber(place_of) > before or hand_over(want, queue, place_of))
+      if not id or waits then
         break
       end
       local name, reason = obstacle(want)
@@ -315,9 +333,10 @@ local function lanes()
     return started, true
   end
 
-  local all = {arrange = arrange, enter = enter, forget_unused = forget_unused, free = free}
-  all.later, all.leave, all.limits, all.opened, all.ours = later, leave, limits, opened, ours
-  all.replace, all.serve, all.take, all.wanted = replace, serve, take, wanted
+  local all = {arrange = arrange, enter = enter_lane, forget_unused = forget_unused, free = free}
+  all.later, all.leave, all.limits, all.opened, all.ours = look_at, leave_lane, limits, opened, ours
+  all.rearrange, all.serve, all.take, all.wanted = rearrange, serve, take, wanted
+  all.published = published
   made_lanes = all
   return all
 end

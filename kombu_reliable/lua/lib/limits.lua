@@ -26,11 +26,9 @@ local function limiting()
     local fields = ours(LIMITS .. name, 'HMGET', 'c', 'r', 'b', 'dc', 'dr', 'db', 'set', 'until')
     local ended = fields[8] and tonumber(fields[8]) <= now
     local first = fields[7] and not ended and 1 or 4
-    return {
-      concurrency = tonumber(fields[first] or nil),
-      interval = tonumber(fields[first + 1] or nil),
-      burst = tonumber(fields[first + 2] or nil) or 1,
-    }
+    local most, interval = tonumber(fields[first] or nil), tonumber(fields[first + 1] or nil)
+    local burst = tonumber(fields[first + 2] or nil) or 1
+    return {concurrency = most, interval = interval, burst = burst}
   end
 
   local function is_full(name, most)

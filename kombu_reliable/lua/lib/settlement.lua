@@ -4,6 +4,7 @@
 -- @include owner
 -- @include owner_fields
 -- @include queue_limits
+-- @include wake
 -- Ends deliveries.  A settlement is five arguments: verdict, queue, id, token, detail.
 --   ack      done, forget it
 --   replace  forget it, others will publish its id again

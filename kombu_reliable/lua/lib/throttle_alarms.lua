@@ -20,6 +20,7 @@ local function serve_throttles(now)
         reopen(queue)
       end
     end
+    all.limits.next_token(name)
     all.opened(name)
     all.forget_unused(name)
   end

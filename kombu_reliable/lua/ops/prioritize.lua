@@ -21,7 +21,7 @@ return act(3, function(id)
   if job.state == 'ready' or job.state == 'throttled' then
     local at = place(rank, job.score - place(job.rank, 0))
     if job.state == 'throttled' then
-      lanes().replace(job.queue, id, at)
+      lanes().rearrange(job.queue, id, at)
     else
       redis.call('ZADD', READY .. job.queue, at, id)
     end

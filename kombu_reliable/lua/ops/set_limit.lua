@@ -33,6 +33,7 @@ local queue = limited_queue(name)
 if queue then
   set_limited(queue, set)
 end
+all.limits.next_token(name) -- the pace is that of the new limits from now on
 all.opened(name)
 if set and life > 0 then
   -- Somebody has to watch the clock for its end.
