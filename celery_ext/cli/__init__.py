@@ -25,6 +25,7 @@ next_run.connect()
 #: Name of a command -> the file beside this one that has it, under the same name.
 COMMANDS: dict[str, str] = {
     'cancel': 'acting',
+    'events': 'events',
     'failed': 'failed',
     'jobs': 'jobs',
     'move': 'acting',
@@ -34,6 +35,7 @@ COMMANDS: dict[str, str] = {
     'resume': 'queues',
     'retry': 'acting',
     'status': 'status',
+    'tags': 'tags',
     'throttles': 'throttles',
 }
 
