@@ -11,9 +11,7 @@
 --       for itself
 -- Cost  O(log n) per message and dependency; at most 200 messages and 300 dependencies a call
 -- @include clock
--- @include cycle
 -- @include delaying
--- @include dependency
 -- @include features
 -- @include history
 -- @include layout
@@ -24,8 +22,11 @@
 -- @include ready
 -- @include record
 -- @include run
--- @include storing
 -- @include wake
+-- @defer cycle: closes_cycle
+-- @defer dependency: tell_of_ends, dependencies, forsake
+-- @defer lanes: lanes
+-- @defer storing: store_twin
 local STRIDE = 6
 local succeeded = {} -- tokens of the runs that this call has ended
 
