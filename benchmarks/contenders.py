@@ -35,6 +35,8 @@ class Contender:
     extension: bool = False
     #: Whether its workers count then.
     stats: bool = True
+    #: Whether its tasks are tracked and have two tags; needs the extension.
+    marked: bool = False
 
     def connection(self) -> Connection:
         if self.module:

@@ -250,6 +250,7 @@ class Bench:
             'BENCH_OPTIONS': json.dumps(contender.options),
             'BENCH_MODULE': contender.module or '',
             'BENCH_EXTENSION': _extension(contender),
+            'BENCH_MARKED': '1' if contender.marked else '',
             'BENCH_INBOX': inbox.path if inbox else '',
         }
 

@@ -171,8 +171,8 @@ class Job:
     @property
     def state(self) -> State:
         """``delayed``, ``waiting`` (for other jobs), ``ready``, ``throttled`` (in the line of its
-        throttles, or for its turn), ``leased`` (by a worker), ``failed``, or ``completed`` and
-        kept for a while."""
+        throttles, or for its turn), ``leased`` (by a worker), ``failed``, or ``completed`` and kept
+        for a while."""
         return self.info.state
 
     @property

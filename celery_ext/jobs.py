@@ -107,7 +107,7 @@ class Jobs:
 
         Jobs that wait or run, dead letters, and completed ones that are kept.  With one tag any
         page costs the same.  With several, the jobs in front of a page are gone through, but not
-        more than 10,000 at once: then the page is shorter than asked for, and ``after`` goes on.
+        more than 6,000 at once: then the page is shorter than asked for, and ``after`` goes on.
 
         Args:
             tags: one or more.
@@ -132,11 +132,11 @@ class Jobs:
 
         Ready and throttled ones come in the order in which they will start, as far as their
         throttles let them, delayed and waiting ones by due time, leased ones by the end of their
-        lease, dead letters and completed ones from the newest.
+        lease, dead letters from the newest, completed ones from the one that is kept longest.
 
         Args:
-            state: ``delayed``, ``waiting``, ``ready``, ``throttled``, ``leased``,
-                ``failed`` or ``completed``.
+            state: ``delayed``, ``waiting``, ``ready``, ``throttled``, ``leased``, ``failed`` or
+                ``completed``.
             queue: only this queue; else all, one queue after the other.
             offset: how many to pass over.
             limit: how many to return at most.

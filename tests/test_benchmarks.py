@@ -51,6 +51,15 @@ def test_installed_benchmark_measures_pairs() -> None:
 
 
 @pytest.mark.slow
+def test_tracked_benchmark_measures_pairs() -> None:
+    done = run('benchmarks.tracked', '--quick', '--json')
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    [(plain, tracked)] = report['pairs']
+    assert report['ratio'] == tracked / plain > 0
+
+
+@pytest.mark.slow
 def test_scale_benchmark_measures_each_script() -> None:
     done = run('benchmarks.scale', '--size', '5000', '--repeat', '2', '--json')
     assert done.returncode == 0, done.stderr
@@ -116,7 +125,7 @@ def test_a_missing_peer_is_one_clear_message(monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.mark.parametrize(
-    'name', ['worker', 'scale', 'lateness', 'profile_worker', 'installed', 'stats']
+    'name', ['worker', 'scale', 'lateness', 'profile_worker', 'installed', 'stats', 'tracked']
 )
 def test_help_teaches(name: str) -> None:
     done = run(f'benchmarks.{name}', '--help')

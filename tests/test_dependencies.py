@@ -354,7 +354,7 @@ def test_under_wait_a_failed_dependency_can_be_replayed(graph: Graph) -> None:
     graph.end('p', FAIL)
     graph.attend(HOUR)
     assert graph.waiting() == 'd'
-    graph.store.jobs.replay(graph.store.jobs._look(['p'])[0])
+    graph.store.jobs.replay(graph.store.jobs.look(['p'])[0])
     assert graph.start() == 'p'
     graph.end('p')
     assert graph.start() == 'd'
@@ -439,7 +439,7 @@ def cancel_by_worker(graph: Graph) -> None:
 
 
 def cancel(graph: Graph) -> None:
-    graph.store.jobs.cancel(graph.store.jobs._look(['p'])[0], cascade=True)
+    graph.store.jobs.cancel(graph.store.jobs.look(['p'])[0], cascade=True)
 
 
 def delete_queue(graph: Graph) -> None:
@@ -455,7 +455,7 @@ def trim(graph: Graph) -> None:
 def discard(graph: Graph) -> None:
     graph.start(queues='q')
     graph.end('p', FAIL)
-    graph.store.jobs.discard(graph.store.jobs._look(['p'])[0])
+    graph.store.jobs.discard(graph.store.jobs.look(['p'])[0])
 
 
 @pytest.mark.parametrize(
@@ -492,9 +492,9 @@ def test_what_others_wait_for_is_not_cancelled_unasked(graph: Graph) -> None:
     graph.add('p')
     graph.add('d', 'p')
     with pytest.raises(HasDependents):
-        graph.store.jobs.cancel(graph.store.jobs._look(['p'])[0])
-    graph.store.jobs.cancel(graph.store.jobs._look(['d'])[0])
-    graph.store.jobs.cancel(graph.store.jobs._look(['p'])[0])
+        graph.store.jobs.cancel(graph.store.jobs.look(['p'])[0])
+    graph.store.jobs.cancel(graph.store.jobs.look(['d'])[0])
+    graph.store.jobs.cancel(graph.store.jobs.look(['p'])[0])
     assert not graph.left()
 
 
@@ -626,7 +626,7 @@ def test_a_replacement_that_fails_can_be_replayed(graph: Graph) -> None:
     graph.end('p', Verdict.REPLACE)
     graph.end(twin, FAIL)
     assert (graph.waiting(), graph.dead()) == ('wait', f'fail {twin}')
-    graph.store.jobs.replay(graph.store.jobs._look([twin])[0])
+    graph.store.jobs.replay(graph.store.jobs.look([twin])[0])
     assert graph.start() == twin
     graph.end(twin)
     assert graph.start() == 'wait'
@@ -709,7 +709,7 @@ def test_a_failure_that_is_replayed_meanwhile_spares_the_rest(graph: Graph) -> N
     graph.end('p', FAIL)
     spared = graph.counts('r').waiting
     assert spared > STEP
-    graph.store.jobs.replay(graph.store.jobs._look(['p'])[0])
+    graph.store.jobs.replay(graph.store.jobs.look(['p'])[0])
     graph.attend()
     assert graph.counts('r').waiting == spared
     graph.start(queues='q')

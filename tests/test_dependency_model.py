@@ -237,7 +237,7 @@ class Graphs(RuleBasedStateMachine):
     @rule(queue=queues)
     def replay(self, queue: str) -> None:
         for id in sorted(self.rules.those(queue, 'dead')):
-            (job,) = self.graph.store.jobs._look([id])
+            (job,) = self.graph.store.jobs.look([id])
             self.graph.store.jobs.replay(job)
             self.rules.jobs[id].state = 'ready'
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -249,9 +248,7 @@ def test_options_that_make_no_sense() -> None:
     assert Options.parse({'completed_retention': '90'}).completed_retention == 90.0
 
 
-def test_dead_letters_are_kept_as_before(
-    bench: MarkBench, store_factory: Callable[..., Store]
-) -> None:
+def test_dead_letters_are_kept_as_before(bench: MarkBench) -> None:
     bench.add('job', 'a', retain=HOUR)
     bench.settle(FAIL, *bench.take(), reason='rejected')
     bench.wait(6 * DAY)

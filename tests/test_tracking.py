@@ -14,7 +14,8 @@ from kombu_reliable.options import Options
 from kombu_reliable.store import Store
 from kombu_reliable.store.events import Gap, JobEvent
 from kombu_reliable.transport.marks import take_marks
-from kombu_reliable.types import Outgoing, Status
+from kombu_reliable.transport.throttles import take_lane
+from kombu_reliable.types import Marks, Outgoing, Status
 from tests.conftest import START
 from tests.test_scripts import (
     ACK,
@@ -196,6 +197,23 @@ def test_a_tracked_job_is_listed_until_it_is_gone(bench: MarkBench) -> None:
     bench.wait(2 * HOUR)
     bench.claim(0)
     assert tracked() == []
+    assert bench.left() == set()
+
+
+def test_who_is_held_back_by_a_throttle_is_told_once(bench: MarkBench) -> None:
+    lane = take_lane({'x-throttles': [{'name': 'stripe', 'concurrency': 1}]})
+    marks = Marks(track=TASK)
+    for number, id in enumerate(('one', 'two')):
+        bench.publish(
+            [Outgoing(id, 'q', 0, '0', b'', lane=lane, marks=marks)], number, lane='other'
+        )
+    [one] = bench.take()
+    for _ in range(3):
+        assert bench.take() == []
+    bench.settle(ACK, one)
+    bench.settle(ACK, *bench.take())
+    assert life(bench, 'one') == ['put', 'popped', 'completed']
+    assert life(bench, 'two') == ['put', 'throttled', 'popped', 'completed']
     assert bench.left() == set()
 
 

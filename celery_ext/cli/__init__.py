@@ -45,6 +45,7 @@ signals.import_modules.connect(_serve_in_flower, weak=False, dispatch_uid='celer
 COMMANDS: dict[str, str] = {
     'cancel': 'acting',
     'doctor': 'doctor',
+    'events': 'events',
     'failed': 'failed',
     'jobs': 'jobs',
     'metrics': 'metrics',
@@ -58,6 +59,7 @@ COMMANDS: dict[str, str] = {
     'schedules': 'schedules',
     'stats': 'stats',
     'status': 'status',
+    'tags': 'tags',
     'throttles': 'throttles',
     'workers': 'workers',
 }

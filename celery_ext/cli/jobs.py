@@ -15,7 +15,15 @@ from celery_ext.job import Job, State
 
 __all__ = ('COLUMNS', 'details_of', 'jobs', 'record_of')
 
-STATES: tuple[State, ...] = ('leased', 'ready', 'throttled', 'delayed', 'waiting', 'failed')
+STATES: tuple[State, ...] = (
+    'leased',
+    'ready',
+    'throttled',
+    'delayed',
+    'waiting',
+    'failed',
+    'completed',
+)
 _COLORS = {'leased': 'green', 'failed': 'red', 'delayed': 'cyan', 'waiting': 'yellow'}
 
 #: How many jobs a search looks at; the server keeps no list by task.
@@ -74,6 +82,10 @@ def details_of(job: Job) -> dict[str, Any]:
         'dependents': list(job.dependents),
         'dependent_count': job.info.dependent_count,
         'dependency_policy': job.dependency_policy,
+        'tags': list(job.tags),
+        'tracked': job.tracked,
+        'progress': job.progress,
+        'completed_at': job.completed_at,
         'failure': None if job.failure is None else job.failure._asdict(),
         'history': [event._asdict() for event in job.history],
     }
@@ -126,7 +138,7 @@ def jobs(
 
 
 def _all(cli: Cli, state: State | None, queue: str | None) -> Iterator[Job]:
-    for one in (state,) if state else STATES:
+    for one in (state,) if state else STATES[:-1]:  # what has completed needs nobody
         yield from pages(partial(cli.ext.jobs.in_state, one, queue, limit=PAGE))
 
 

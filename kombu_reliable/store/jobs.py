@@ -73,7 +73,7 @@ class Jobs:
 
         Ready and throttled ones come in the order in which they will be claimed, as far as their
         throttles let them, delayed and waiting ones by due time, leased ones by the end of their
-        lease, dead letters and completed ones from the newest.
+        lease, dead letters from the newest, completed ones from the one that is kept longest.
 
         Args:
             queue: its name.

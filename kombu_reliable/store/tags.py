@@ -21,11 +21,11 @@ __all__ = ('MARK_STEP', 'Found', 'TagCount', 'Tags', 'check_tags')
 #: Jobs that one call tags or tracks.
 MARK_STEP = 50
 
-#: Members of tags that one call looks at; it takes about 2 ms.
-LOOKED_AT = 2_000
+#: Members of tags that one call looks at; it takes about 1 ms.
+LOOKED_AT = 1_000
 
 #: ... and those that are looked at for a page.
-PAGE_LOOKS = 10_000
+PAGE_LOOKS = 6_000
 
 
 class TagCount(NamedTuple):
@@ -81,7 +81,7 @@ class Tags:
         """A page of the jobs that have tags, in order of their publish.
 
         With one tag any page costs the same.  With several, the jobs before it are gone through,
-        but no more than 10,000 at once: then there are fewer than asked for, and ``next`` says
+        but no more than 6,000 at once: then there are fewer than asked for, and ``next`` says
         where to go on.
 
         Args:

@@ -22,8 +22,8 @@
 --   entered  value    it was published with this feature, or its next run was; the value is what
 --                     the publish has under NAMES
 -- What is told twice must do no harm.
-local HOOKS = {h = history_hooks, k = tracking_hooks, l = throttle_hooks, r = retention_hooks,
-  t = tags_hooks, u = unique_hooks}
+local HOOKS = {h = history_hooks, k = tracking_hooks, l = throttle_hooks, r = retention_hooks}
+HOOKS.t, HOOKS.u = tags_hooks, unique_hooks
 local NAMES = {h = 'history', k = 'track', l = 'throttles', r = 'retain', t = 'tags', u = 'unique'}
 
 local function features_of(id)

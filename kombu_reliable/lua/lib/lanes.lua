@@ -3,6 +3,7 @@
 -- @include limits
 -- @include place
 -- @include queue_limits
+-- @include tracking
 -- @include turns
 -- @include wake
 -- Jobs that share limits, see lib/limits.lua, wait in lanes.  A lane is a queue and a set of throttles, and perhaps the
@@ -190,6 +191,7 @@ local function lanes()
     end
     local key = parked_lanes(parked, queue)
     if ours(key, 'ZADD', 'LT', 'CH', at, lane) == 0 or blocked(parked) then
+      tracked_throttled(queue, id, now, parked)
       return false
     end
     -- Others may have been looked at first; now this one comes before them.
@@ -321,6 +323,7 @@ local function lanes()
       end
       local name, reason = obstacle(want)
       if name then
+        tracked_throttled(queue, id, now, name)
         park(name, queue, lane, want.f and at or place_of, reason)
         hand_over(want, queue)
         return started, false

@@ -26,6 +26,15 @@ local function tracked_event(queue, id, now, event, detail)
   redis.call('PEXPIRE', EVENTS, LIFE_OF_EVENTS)
 end
 
+-- A throttle holds a job back that could have been claimed; it is told once until it is.
+local function tracked_throttled(queue, id, now, throttle)
+  local feat = redis.pcall('HGET', EXTRA .. id, 'feat')
+  if type(feat) == 'string' and string.find(feat, 'k', 1, true)
+      and redis.call('HSETNX', EXTRA .. id, 'held', throttle) == 1 then
+    tracked_event(queue, id, now, 'throttled', throttle)
+  end
+end
+
 local function track_enter(id, task)
   redis.call('HSET', EXTRA .. id, 'task', task)
   redis.pcall('ZADD', TRACKED, order_of(id), id)
@@ -44,6 +53,7 @@ local function tracking_entered(queue, id, now, task)
 end
 
 local function tracking_started(queue, id, now, worker)
+  redis.call('HDEL', EXTRA .. id, 'held')
   tracked_event(queue, id, now, 'popped', worker)
 end
 

@@ -1,10 +1,10 @@
 -- Finds jobs by their keys.  The record says in which queue a job is, and it is in one place there.
 --
--- The states are 'ready', 'throttled', 'delayed', 'leased', 'waiting', 'failed', 'completed'; 'nowhere'
--- is a record that damage has left behind.  A ready or throttled job may still have the owner that
--- lost its lease.
-local PLACES = {ready = READY, throttled = THROTTLED, delayed = DELAYED, leased = LEASED,
-  ['waiting'] = WAITING, ['failed'] = DEAD, ['completed'] = COMPLETED}
+-- The states are 'ready', 'throttled', 'delayed', 'leased', 'waiting', 'failed', 'completed';
+-- 'nowhere' is a record that damage has left behind.  A ready or throttled job may still have the
+-- owner that lost its lease.
+local PLACES = {ready = READY, delayed = DELAYED, leased = LEASED, waiting = WAITING, failed = DEAD}
+PLACES.throttled, PLACES.completed = THROTTLED, COMPLETED
 local STATES = {'ready', 'delayed', 'leased', 'waiting', 'failed', 'throttled', 'completed'}
 
 -- Returns a table of state, score, rank (text), published (text), queue, owner; nil if there is

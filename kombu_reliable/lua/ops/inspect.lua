@@ -51,9 +51,9 @@ for i = 2, #ARGV do
       'tags', 'progress', 'log', 'done')
     noted = noted.err and {} or noted
     add(job.state, job.rank, job.published, job.queue, job.score, job.owner)
-    add(noted[1], noted[2], noted[3], noted[4], job.state == 'waiting' and policy_of(id))
-    add(noted[5], noted[6], noted[7], redis.pcall('ZSCORE', TRACKED, id) and 1)
-    add(noted[8], noted[9], noted[10])
+    add(noted[1], noted[2], noted[3], noted[4], job.state == 'waiting' and policy_of(id), noted[5])
+    local tracked = type(redis.pcall('ZSCORE', TRACKED, id)) == 'string'
+    add(noted[6], noted[7], tracked and 1, noted[8], noted[9], noted[10])
     add_others('SCARD', 'SRANDMEMBER', UNMET .. id, shown)
     add_others('ZCARD', 'ZRANGE', DEPENDENTS .. id, 0, shown - 1)
   end

@@ -11,22 +11,22 @@
 --       for itself, '!skip <job>' or '!raise <job>' for one whose unique key that job has
 -- Cost  O(log n) per message and dependency; at most 200 messages and 300 dependencies a call
 -- @include clock
--- @include cycle
 -- @include delaying
--- @include dependency
 -- @include features
 -- @include history
 -- @include layout
 -- @include nonce
 -- @include owner_fields
 -- @include place
--- @include lanes
 -- @include ready
 -- @include record
 -- @include run
--- @include storing
 -- @include wake
+-- @defer cycle: closes_cycle
+-- @defer dependency: tell_of_ends, dependencies, forsake
 -- @defer displacing: make_way
+-- @defer lanes: lanes
+-- @defer storing: store_twin
 local STRIDE = 6
 local ALONE = 3 + STRIDE -- the number of arguments for a single message
 local succeeded = {} -- tokens of the runs that this call has ended

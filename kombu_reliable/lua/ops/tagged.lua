@@ -20,27 +20,24 @@ for i = 8, #ARGV do
   sets[#sets + 1] = TAG .. ARGV[i]
 end
 
-local function read(key, from, count)
+-- Scores cost as much as all else, so they come only where they are needed.
+local function read(key, from, count, ...)
   local bound = from ~= '' and '(' .. from
   if newest then
-    return redis.call('ZRANGE', key, bound or '+inf', '-inf', 'BYSCORE', 'REV', 'LIMIT', 0, count,
-      'WITHSCORES')
+    return redis.call('ZRANGE', key, bound or '+inf', '-inf', 'BYSCORE', 'REV', 'LIMIT', 0, count, ...)
   end
-  return redis.call('ZRANGE', key, bound or '-inf', '+inf', 'BYSCORE', 'LIMIT', 0, count,
-    'WITHSCORES')
+  return redis.call('ZRANGE', key, bound or '-inf', '+inf', 'BYSCORE', 'LIMIT', 0, count, ...)
 end
 
 local found, full = {}, false
 
--- One match; it takes note of where to go on.
-local function take(id, score)
+local function take(id)
   if skip > 0 then
     skip = skip - 1
   else
     found[#found + 1] = id
+    full = #found >= limit
   end
-  after = score
-  full = #found >= limit
 end
 
 -- The smallest set is gone through, and the others are asked about its members.
@@ -58,31 +55,32 @@ local function intersect()
   local base = table.remove(sets, smallest)
   for _ = 1, STEPS do
     local count = math.min(CHUNK, budget)
-    local members = read(base, after, count)
-    local ids = {}
-    for i = 1, #members, 2 do
-      ids[#ids + 1] = members[i]
-    end
+    local ids = read(base, after, count)
     if #ids == 0 then
       return true
     end
-    budget = budget - #ids * #sets
+    budget = budget - #ids * math.max(1, #sets)
     local scores = {}
     for i, key in ipairs(sets) do
       scores[i] = redis.call('ZMSCORE', key, unpack(ids))
     end
+    local last
     for n, id in ipairs(ids) do
       local match = true
       for i = 1, #sets do
         match = match and scores[i][n]
       end
+      last = id
       if match then
-        take(id, members[2 * n])
+        take(id)
         if full then
-          return false
+          break
         end
       end
-      after = members[2 * n]
+    end
+    after = redis.call('ZSCORE', base, last)
+    if full then
+      return false
     end
     if #ids < count then
       return true
@@ -99,7 +97,7 @@ local function unite()
   local matches, scores, ended = {}, {}, true
   local edge
   for _, key in ipairs(sets) do
-    local members = read(key, after, count)
+    local members = read(key, after, count, 'WITHSCORES')
     for i = 1, #members, 2 do
       scores[members[i]] = members[i + 1]
     end
@@ -123,7 +121,8 @@ local function unite()
     return one < other
   end)
   for n, id in ipairs(matches) do
-    take(id, scores[id])
+    after = scores[id]
+    take(id)
     if full then
       return ended and n == #matches
     end
