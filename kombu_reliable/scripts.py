@@ -41,7 +41,7 @@ T = TypeVar('T')
 
 _INCLUDE = re.compile(r'^-- @include (\w+)$', re.MULTILINE)
 _EMBED = re.compile(r'^-- @embed (\w+)$', re.MULTILINE)
-_CAPITALS = re.compile(r'\b[A-Z]+\b')
+_CAPITALS = re.compile(r'\b[A-Z_]+\b')
 _COMMENT = re.compile(r'^ *--.*\n', re.MULTILINE)
 _DEFER = re.compile(r'^-- @defer (\w+): (\w+(?:, \w+)*)$', re.MULTILINE)
 
