@@ -1067,6 +1067,10 @@ def one_call_of_each(operations: Operations) -> Iterator[Call[Any]]:
     yield operations.call('overview', list, 'q')
     yield operations.call('set_limit', int, 't', 'set', 1000, '1', '', '', '')
     yield operations.call('free_slot', int, 't', 'a')
+    yield operations.call('tag', list, 1, '["red"]', 5, '', 'a')
+    yield operations.call('track', list, 1, 'task', '', 'a')
+    yield operations.call('tagged', list, 'all', 1, '', 0, 10, 10, 'red')
+    yield operations.call('report', int, 'a', 't.1', 'log', 'words')
     yield from one_call_of_each_on_jobs(JobOperations(operations))
     yield from one_call_of_each_on_schedules(operations)
 
