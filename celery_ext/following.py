@@ -62,7 +62,7 @@ def result_of(app: Any, holder: str, name: str, options: Mapping[str, Any]) -> A
 
 def connect() -> None:
     """Makes the task known to all apps of this process; idempotent."""
-    shared_task(name=NAME, bind=True, max_retries=len(PAUSES))(_follow)
+    shared_task(name=NAME, bind=True, acks_late=True, max_retries=len(PAUSES))(_follow)
 
 
 def _follow(self: Any, holder: str) -> Any:

@@ -200,7 +200,9 @@ class Jobs:
     def retry(self, which: Any) -> Job:
         """Lets a dead letter run once more; see :meth:`Job.retry`."""
         name = task_id(which)
+        before = self.get(name)
         self._store.replay(name)
-        return self[name]
+        job = self.get(name) or before  # it may have run already
+        return job if job is not None else self[name]
 
     replay = retry

@@ -69,10 +69,10 @@ class ActingModel(Model):
             return refused
         job = self.jobs[key]
         if due > now:
-            job.state, job.at = 'delayed', due
+            job.state, job.at, job.noted = 'delayed', due, True
             self._disown(job)
         elif job.state == 'delayed':
-            job.state = 'ready'
+            job.state, job.noted = 'ready', True
             self._arrive(job)
         return 'done'
 

@@ -82,7 +82,11 @@ def test_a_job_that_runs_once_has_failed_when_its_lease_is_lost(store: Store) ->
     pass_time(store, LEASE)
     assert [one.id for one in take(store)] == ['b']
     assert store.counts('q').dead == 1
-    assert extra(store, 'a') == {'reason': 'lost', 'n': '1'}
+    assert extra(store, 'a') == {
+        'reason': 'lost',
+        'n': '1',
+        'since': f'{1_700_000_000_000 + LEASE} lost',
+    }
     assert renew(store, held) is Status.FENCED
     assert settle(store, Verdict.ACK, held) is Status.FENCED
     assert not store.client.hexists(store.keys.owners, 'a')

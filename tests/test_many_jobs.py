@@ -39,7 +39,6 @@ def store(server: Server, database: int) -> Iterator[Store]:
     options = Options()
     url = parse_url(f'reliable+redis://127.0.0.1:{server.port}/{database}')
     store = Store(connect_client(url, options), Operations(Keys(database), options))
-    store.load_scripts()
     envelope = b'x' * 150
     fill(store, 'dead', [Outgoing(pack_id(f'd{n}'), 'dead', 0, '0', envelope) for n in range(DEAD)])
     kill(store)

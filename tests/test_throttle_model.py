@@ -152,7 +152,7 @@ class Throttles(RuleBasedStateMachine):
         del self.model.jobs[job.key]
         self.model.tidy()
         wants_now = wanted_before if wanted is None else wanted
-        self.model.publish(job.key, queue, job.rank, delay, wants_now)
+        self.model.publish(job.key, queue, job.rank, delay, wants_now, wanted is not None)
 
     # -- workers --------------------------------------------------------------------
 

@@ -126,12 +126,19 @@ class ThrottleModel:
                 self.defaults[name] = limit
 
     def publish(
-        self, key: str, queue: str, rank: int, delay: int, wants: dict[str, Limit | None]
+        self,
+        key: str,
+        queue: str,
+        rank: int,
+        delay: int,
+        wants: dict[str, Limit | None],
+        said: bool = True,
     ) -> None:
+        """``said``: with its wants; what a next run keeps of the run before is no news."""
         job = Job(key, queue, rank, self.arrive(), wants, 'delayed', self.now + delay)
         self.jobs[key] = job
         if not delay:
-            self.enter(job, published=True)
+            self.enter(job, published=said)
 
     def tidy(self) -> None:
         """A throttle that nobody uses is forgotten."""

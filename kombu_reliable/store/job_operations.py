@@ -12,7 +12,7 @@ from kombu_reliable.store.operations import Operations
 __all__ = ('JOBS_LIMIT', 'JobOperations')
 
 #: Jobs that one call may carry.
-JOBS_LIMIT = 100
+JOBS_LIMIT = 25
 
 
 def _words(reply: Sequence[bytes]) -> tuple[str, ...]:

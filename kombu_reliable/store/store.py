@@ -186,6 +186,8 @@ class Store:
                 pipe.execute_command('SCRIPT', 'LOAD', script.text)
             # Raised by redis-py, an error would quote the whole script.
             for reply in pipe.execute(raise_on_error=False):
+                if isinstance(reply, redis.exceptions.ResponseError):
+                    raise translate(reply)
                 if isinstance(reply, Exception):
                     raise reply
 

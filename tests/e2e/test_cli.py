@@ -111,13 +111,13 @@ def test_queues_as_table_and_as_json(
     found = document('queues', 'counted')['queues']
     assert found == [
         {
-            'name': 'counted', 'ready': 3, 'delayed': 1, 'waiting': 0, 'leased': 0, 'failed': 0,
-            'paused': False,
+            'name': 'counted', 'ready': 3, 'delayed': 1, 'waiting': 0, 'throttled': 0,
+            'leased': 0, 'failed': 0, 'paused': False,
         }
     ]  # fmt: skip
     lines = reliable('queues').stdout.splitlines()
     assert lines[0].split() == [
-        'queue', 'ready', 'delayed', 'waiting', 'leased', 'failed', 'paused',
+        'queue', 'ready', 'delayed', 'waiting', 'throttled', 'leased', 'failed', 'paused',
     ]  # fmt: skip
     assert next(line for line in lines if line.startswith('counted')).split()[1:3] == ['3', '1']
 
