@@ -2,12 +2,12 @@
 --
 -- ARGV  now | '', queue, state: ready, throttled, delayed, waiting, failed or completed
 -- Reply number of jobs deleted; 0 when none is left
--- Cost  at most 100 jobs a call
+-- Cost  at most 25 jobs a call
 -- @include clock
 -- @include layout
 -- @include removal
 -- @include room
-local STEP = 100
+local STEP = 25
 local version = redis.call('HGET', META, 'v')
 if foreign(version) then
   return refuse(version)
