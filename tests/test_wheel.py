@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 import venv
@@ -42,7 +43,11 @@ def run(*command: str | Path, **options: object) -> str:
 @pytest.fixture(scope='module')
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp('wheel')
-    run(sys.executable, '-m', 'build', '--wheel', '--outdir', directory, ROOT)
+    # Not in place: that writes the entry points anew, by which other tests' workers are found.
+    source = directory / 'source'
+    ignored = shutil.ignore_patterns('.*', '*.egg-info', 'build', '__pycache__', 'tests')
+    shutil.copytree(ROOT, source, ignore=ignored)
+    run(sys.executable, '-m', 'build', '--wheel', '--outdir', directory, source)
     [built] = directory.glob('*.whl')
     return built
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import textwrap
+from collections.abc import Iterator
 from dataclasses import asdict
 
 import click
@@ -32,9 +34,8 @@ def doctor(cli: Cli, strict: bool) -> None:
     kombu's redis transport, forgotten pauses), the app (lease, acknowledgement of its tasks,
     result backend).  Each finding says what to do.  Exits with 1 if there is a problem.
     """
-    # What the transport would log of the same.
-    logging.getLogger('kombu_reliable').setLevel(logging.ERROR)
-    found = examine(cli.app)
+    with _only_errors(logging.getLogger('kombu_reliable')):  # the rest is among the findings
+        found = examine(cli.app)
     bad = ('problem', 'warning') if strict else ('problem',)
     healthy = not any(one.level in bad for one in found)
     cli.show(
@@ -44,6 +45,16 @@ def doctor(cli: Cli, strict: bool) -> None:
     )
     if not healthy:
         cli.ctx.exit(1)
+
+
+@contextlib.contextmanager
+def _only_errors(logger: logging.Logger) -> Iterator[None]:
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 def _text(finding: Finding) -> str:
