@@ -323,8 +323,10 @@ def test_deliveries(outcomes: Outcomes) -> None:
     assert {name: count(name) for name in ('requeue', 'retry')} == {'requeue': 2, 'retry': 2}
     assert not any(count(name) for name in ('expired', 'revoked'))
     if outcomes.pool in PROCESSES:
-        assert count('process-lost') == (2 if outcomes.late else 1)
-        assert count('delivery-limit') == (LIMIT if outcomes.late else 1)
+        # An early ack is recorded a moment after the start; who is killed before runs once more.
+        early = (1, 2)
+        assert count('process-lost') in ((2,) if outcomes.late else early)
+        assert count('delivery-limit') in ((LIMIT,) if outcomes.late else early)
 
 
 def test_the_error_callbacks(outcomes: Outcomes) -> None:
