@@ -10,7 +10,7 @@
 --                completed  it has succeeded, and its record stays
 --                dependents others wait for one of these, so all stay
 --                unknown    there is no such job
--- Cost  O(log n) per job; at most 100 jobs a call
+-- Cost  O(log n) per job; at most 25 jobs a call
 -- @include owner_fields
 -- @include acting
 -- @include ends

@@ -3,7 +3,7 @@
 -- ARGV  now | '', group in which they were found ('' if by themselves), then the keys of the jobs
 -- Reply per job: done, unknown, its state if it is no dead letter.
 --       What is no dead letter leaves the group that was named.
--- Cost  O(log n) per job; at most 100 jobs a call
+-- Cost  O(log n) per job; at most 25 jobs a call
 -- @include acting
 -- @include removal
 local named = ARGV[2]

@@ -7,7 +7,7 @@
 --       tags (JSON), 1 if it is tracked, progress, what was logged, when it completed,
 --       how many jobs it waits for, how many of them follow, their keys,
 --       how many jobs wait for it, how many of them follow, their keys
--- Cost  O(log n) per job; at most 100 jobs a call
+-- Cost  O(log n) per job; at most 25 jobs a call
 -- @include layout
 -- @include whereabouts
 local SHOWN = 100 -- keys of others; of a few jobs more than of many

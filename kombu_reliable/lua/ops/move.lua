@@ -2,7 +2,7 @@
 --
 -- ARGV  now | '', retention of dead letters (ms), queue, then the keys of the jobs
 -- Reply per job: done, unknown, leased or completed (it stays where it is), no-queue (the queue was deleted)
--- Cost  O(log n) per job, and copies their messages; at most 100 jobs a call
+-- Cost  O(log n) per job, and copies their messages; at most 25 jobs a call
 -- @include acting
 -- @include delaying
 -- @include disarm

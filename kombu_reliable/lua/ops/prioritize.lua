@@ -2,7 +2,7 @@
 --
 -- ARGV  now | '', rank (three digits), then the keys of the jobs
 -- Reply per job: done, unknown, leased or completed (it stays as it is)
--- Cost  O(log n) per job; at most 100 jobs a call
+-- Cost  O(log n) per job; at most 25 jobs a call
 -- @include acting
 -- @include lanes
 -- @include place

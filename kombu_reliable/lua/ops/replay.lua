@@ -4,7 +4,7 @@
 -- Reply per job: done, unknown, its state if it is no dead letter, no-queue (it was deleted),
 --       'duplicate <job>' (that one has its unique key by now).
 --       What is no dead letter leaves the group that was named.
--- Cost  O(log n) per job; at most 100 jobs a call
+-- Cost  O(log n) per job; at most 25 jobs a call
 -- @include acting
 -- @include features
 -- @include group

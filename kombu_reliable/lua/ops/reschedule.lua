@@ -2,7 +2,7 @@
 --
 -- ARGV  now | '', due time (ms since the epoch), then the keys of the jobs
 -- Reply per job: done, unknown, leased, failed or completed (it stays as it is)
--- Cost  O(log n) per job; at most 100 jobs a call
+-- Cost  O(log n) per job; at most 25 jobs a call
 -- @include acting
 -- @include delaying
 -- @include disown
