@@ -113,8 +113,11 @@ class SlowLog:
         return int(self._ran.read_text().split()[0]) // 1000 if self._ran.exists() else 0
 
     def too_many(self) -> bool:
-        """A virtual machine may lose its processor for some milliseconds, and is not told."""
-        return len(self.slow) > 1 + self.steps // 500
+        """More than one step in a hundred: a virtual machine may lose its processor, untold.
+
+        What is slow by itself is slow each time: each kind of step comes here hundreds of times.
+        """
+        return len(self.slow) > 1 + self.steps // 100
 
     def look(self, _: Any = None) -> None:
         ran = self._running() - self._since

@@ -325,7 +325,8 @@ def test_a_rate_is_kept_evenly(installed: Fleet, send: Send, name: str) -> None:
     limit = Throttle(name, rate='20/s')
     finish([send('sleep', 0, n, throttles=limit) for n in range(30)])
     runs = spans(installed)
-    assert [run.value for run in runs] == sorted(run.value for run in runs)
+    # Claimed in order; the processes of the pool may overtake each other on the way.
+    assert all(abs(place - run.value) <= 3 for place, run in enumerate(runs))
     took = runs[-1].start - runs[0].start
     assert 26 / 20 < took < 26 / 20 + 1.5  # the burst of three goes first
     assert starts_in_a_window(runs, 0.5) <= 10 + 3
