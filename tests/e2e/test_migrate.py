@@ -245,7 +245,7 @@ def test_what_waits_for_a_throttle_is_ready_there(
     store.run(store.operations.claim('w', 'token', 1, ['celery']))
     assert ext.queues['celery'].counts().throttled == 130
     report = migrate(app, target=stock_url)
-    assert (report['ready'], report['stayed']) == (130, [])
+    assert (report['moved'], report['stayed']) == (130, [])
     assert stock_values(client, 'celery\x06\x169') == list(range(130))
     assert not any(store.jobs.counts('celery')[:5])
 
