@@ -19,6 +19,8 @@ LEFT, RIGHT, TOP, BOTTOM = 44, 8, 22, 26
 COLUMNS = 36
 #: Times that are written below.
 TICKS = 6
+#: The width of a name of those below.
+NAME = 82
 #: Percentiles that are marked.
 SHARES = {'p50': 0.5, 'p95': 0.95}
 
@@ -74,12 +76,13 @@ def _column(columns: Sequence[Column], number: int, most: int) -> str:
 
 
 def _frame(most: int) -> str:
+    half = most // 2
+    labels = {0.0: 0, half / most: half, 1.0: most}
     lines = ''.join(
         f'<line class="reliable-grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" '
         f'y1="{_y(share):.1f}" y2="{_y(share):.1f}"/>'
-        for share in (0, 0.5, 1)
+        for share in labels
     )
-    labels = {0: 0, 1: most} if most < 2 else {0: 0, 0.5: most / 2, 1: most}
     return lines + ''.join(
         f'<text class="reliable-axis" x="{LEFT - 6}" y="{_y(share) + 4:.1f}" '
         f'text-anchor="end">{_short(value)}</text>'
@@ -107,20 +110,25 @@ def _times(columns: Sequence[Column]) -> str:
 def _marks(columns: Sequence[Column], summary: Summary) -> str:
     if summary.count < 2:
         return ''
-    found, last = [], float('-inf')
+    lines, names, last = '', '', float('-inf')
     for name, share in SHARES.items():
         value = summary.percentile(share)
         x = _x(columns, _position(columns, value))
-        # Two names that would stand upon each other are written at different heights.
-        y = TOP - 10 if x - last > 90 else TOP + 4
+        # The one to the left of its line, the other to the right of it, where there is room.
+        left = x > WIDTH - RIGHT - NAME if last > 0 else x > LEFT + NAME
+        anchor, at = ('end', x - 4) if left else ('start', x + 4)
+        crowded = last > 0 and (x - NAME < last if left else last < LEFT + 2 * NAME > x)
+        y = TOP + 4 if crowded else TOP - 10
         last = x
-        anchor, at = ('start', x + 4) if x < WIDTH * 0.75 else ('end', x - 4)
-        found.append(
+        lines += (
             f'<line class="reliable-mark" x1="{x:.1f}" x2="{x:.1f}" y1="{TOP - 16}" '
-            f'y2="{_y(0):.1f}"/><text class="reliable-mark-name" x="{at:.1f}" y="{y}" '
-            f'text-anchor="{anchor}">{name} {duration(value)}</text>'
+            f'y2="{_y(0):.1f}"/>'
         )
-    return ''.join(found)
+        names += (
+            f'<text class="reliable-mark-name" x="{at:.1f}" y="{y}" text-anchor="{anchor}">'
+            f'{name} {duration(value)}</text>'
+        )
+    return lines + names
 
 
 def _position(columns: Sequence[Column], value: float) -> float:

@@ -16,8 +16,8 @@ DEPTH = 3
 #: Jobs in one column, and in all.
 ROWS, MOST = 7, 36
 
-WIDTH, HEIGHT = 190, 44
-GAP_X, GAP_Y = 64, 14
+WIDTH, HEIGHT = 220, 44
+GAP_X, GAP_Y = 56, 14
 MARGIN = 6
 
 

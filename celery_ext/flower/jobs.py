@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, get_args
 
 from celery_ext.cli.jobs import header_of
@@ -30,6 +31,12 @@ class JobRow:
     job: Job
     task: str
     args: str
+
+    @property
+    def due(self) -> datetime | None:
+        """Its due time, if it has a delay: one that waits for others has a time all the same."""
+        info = self.job.info
+        return self.job.due if info.due is not None and info.due > info.published_at else None
 
 
 def job_rows(jobs: list[Job]) -> list[JobRow]:

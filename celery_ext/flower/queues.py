@@ -136,6 +136,12 @@ class QueueView:
     all_days: tuple[int, ...] = DAYS
 
 
+def _limits(info: ThrottleInfo | None) -> ThrottleInfo | None:
+    """Those that limit something: a queue with jobs has a throttle, whether or not it does."""
+    limited = info is not None and (info.concurrency is not None or info.rate is not None)
+    return info if limited else None
+
+
 class SingleQueuePage(Page):
     tab = 'reliable-queues'
     template = 'reliable-queue.html'
@@ -157,6 +163,6 @@ class SingleQueuePage(Page):
         return QueueView(
             name, queue.counts(), queue.peek(NEXT),
             extension.jobs.in_state('leased', name, limit=NEXT),
-            stats, days, histogram(stats.wait), histogram(stats.run), queue.throttle.get(),
+            stats, days, histogram(stats.wait), histogram(stats.run), _limits(queue.throttle.get()),
             sorted(workers),
         )  # fmt: skip

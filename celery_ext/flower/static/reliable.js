@@ -11,6 +11,12 @@
     var looks = 0;
     var acting = false;
 
+    // An address as it is fetched: where the page was opened with user and password in its address,
+    // browsers refuse what is relative to that.
+    function here(path) {
+        return new URL(path, window.location.origin).href;
+    }
+
     // -- messages ------------------------------------------------------------
 
     function say(text, level) {
@@ -63,7 +69,7 @@
 
     function look() {
         var number = ++looks;
-        return fetch(window.location.href, {credentials: 'same-origin', cache: 'no-store'}).then(function (answer) {
+        return fetch(here(window.location.pathname + window.location.search), {credentials: 'same-origin', cache: 'no-store'}).then(function (answer) {
             return answer.text().then(function (text) {
                 if (number !== looks) {
                     return; // a later look is under way
@@ -134,7 +140,7 @@
         var button = form.querySelector('button[type=submit]');
         acting = true;
         button.disabled = true;
-        return fetch(form.action, {
+        return fetch(here(form.getAttribute('action')), {
             method: 'POST',
             credentials: 'same-origin',
             headers: {'Accept': 'application/json'},
