@@ -130,7 +130,12 @@ def browser(width: int, height: int) -> object:
 
     options = webdriver.ChromeOptions()
     options.binary_location = shutil.which('chromium') or shutil.which('google-chrome') or ''
-    for argument in ('--headless=new', '--no-sandbox', '--hide-scrollbars', f'--window-size={width},{height}'):
+    for argument in (
+        '--headless=new',
+        '--no-sandbox',
+        '--hide-scrollbars',
+        f'--window-size={width},{height}',
+    ):
         options.add_argument(argument)
     service = webdriver.ChromeService(shutil.which('chromedriver') or None)
     return webdriver.Chrome(options, service)
@@ -177,7 +182,19 @@ def main() -> None:
             chosen.port = free.getsockname()[1]
     url = f'http://127.0.0.1:{chosen.port}'
     queues = 'mail,payments,documents,search,reports,celery'
-    worker = ('worker', '-P', 'threads', '-c', '6', '-Q', queues, '-n', 'till@bookshop', '-l', 'INFO')
+    worker = (
+        'worker',
+        '-P',
+        'threads',
+        '-c',
+        '6',
+        '-Q',
+        queues,
+        '-n',
+        'till@bookshop',
+        '-l',
+        'INFO',
+    )
     flower = ('flower', '--address=127.0.0.1', f'--port={chosen.port}')
     with running('worker', *worker) as log, running('flower', *flower):
         until(lambda: b' ready.' in log.read_bytes(), 'the worker')

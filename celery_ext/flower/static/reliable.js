@@ -2,7 +2,6 @@
 (function () {
     'use strict';
 
-    var EVERY = 3000;
     var live = document.getElementById('reliable-live');
     var pulse = document.getElementById('reliable-pulse');
     var messages = document.getElementById('reliable-messages');
@@ -101,7 +100,7 @@
                 } else {
                     look().then(later);
                 }
-            }, EVERY);
+            }, Number(live.dataset.every));
         }
     }
 
