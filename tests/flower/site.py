@@ -129,7 +129,10 @@ def flower(
         yield site
     finally:
         process.terminate()
-        process.wait(20)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(15)
+        process.kill()  # Flower's own threads may wait for a server that is away
+        process.wait(10)
 
 
 # -- the browser -----------------------------------------------------------------
