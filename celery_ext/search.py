@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from celery_ext.job import Job, State
 from kombu_reliable import InvalidArgument, JobInfo, QueueCounts
@@ -64,6 +64,7 @@ def search(
     looks: int = LOOKS,
 ) -> Found:
     """See :meth:`celery_ext.jobs.Jobs.search`."""
+    _check(state, limit)
     if tags:
         read, total = _tagged(extension, tags, state, queue)
     else:
@@ -78,6 +79,13 @@ def search(
         if not after or part.exhausted:
             break
     return Found(jobs, after, total, looked)
+
+
+def _check(state: Any, limit: Any) -> None:
+    if state not in (None, *get_args(State)):
+        raise InvalidArgument(f'there is no state {state!r:.100}')
+    if isinstance(limit, bool) or not isinstance(limit, int) or limit < 0:
+        raise InvalidArgument(f'limit {limit!r:.100} is not a whole number from 0 on')
 
 
 def task_of(job: Job) -> str:
