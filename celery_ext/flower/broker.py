@@ -37,7 +37,7 @@ def _length(row: QueueRow) -> dict[str, Any]:
     return {
         'name': row.name,
         'messages': row.queued + held,
-        'messages_ready': row.queued,
+        'messages_ready': row.counts.ready,
         'messages_unacknowledged': held,
         'consumers': row.workers,
     }

@@ -141,8 +141,8 @@ class SingleJobPage(Page):
     template = 'reliable-job.html'
 
     def look(self, extension: Any, query: Query) -> JobView:
-        name = query.needed('id').strip()
-        found = extension.jobs.all(name)
+        name = query.needed('id')
+        found = extension.jobs.all(name) or extension.jobs.all(name.strip())
         if not found:
             raise UnknownJob(
                 f'no job lives under {name[:100]!r} any more: it has succeeded, was cancelled, '

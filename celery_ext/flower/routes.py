@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from tornado.web import RedirectHandler, StaticFileHandler, url
@@ -14,10 +13,9 @@ from celery_ext.flower.jobs import JobsPage, SingleJobPage
 from celery_ext.flower.queues import QueuesPage, SingleQueuePage
 from celery_ext.flower.schedules import SchedulesPage, SingleSchedulePage
 from celery_ext.flower.throttles import SingleThrottlePage, ThrottlesPage
+from celery_ext.flower.ui import STATIC
 
 __all__ = ('routes',)
-
-STATIC = Path(__file__).parent / 'static'
 
 PAGES = {
     'queues': QueuesPage,

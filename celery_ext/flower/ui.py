@@ -5,19 +5,29 @@ All methods return markup unless they say otherwise; whatever goes in is escaped
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from datetime import datetime
+from functools import cache
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
 from tornado.escape import xhtml_escape
 
-import kombu_reliable
 from celery_ext.flower import text
 from celery_ext.flower.access import refusal
 from celery_ext.search import task_of
 
-__all__ = ('Ui',)
+__all__ = ('STATIC', 'Ui')
+
+STATIC = Path(__file__).parent / 'static'
+
+
+@cache
+def _digest(name: str) -> str:
+    """Changes with the file: browsers keep for years what they have got under one."""
+    return hashlib.sha256((STATIC / name).read_bytes()).hexdigest()[:16]
 
 
 class Ui:
@@ -73,7 +83,7 @@ class Ui:
     def static(self, name: str) -> str:
         """The address of a file of ours, as plain text."""
         address = self._handler.reverse_url('reliable-static', name)
-        return f'{address}?v={kombu_reliable.__version__}'
+        return f'{address}?v={_digest(name)}'
 
     def link(self, route: str, shown: str, width: int = text.SHORT, **query: Any) -> str:
         """A link that shows a name."""

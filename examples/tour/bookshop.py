@@ -1,6 +1,6 @@
 """A bookshop with some of everything: what the pages inside Flower look like with work in them.
 
-``screenshots.py`` beside it fills it and takes pictures.  To look around by hand, in this directory:
+``screenshots.py`` beside it fills it and takes pictures.  To look around by hand, run here:
 
     python screenshots.py --serve
 """

@@ -104,8 +104,7 @@ def pile_up() -> str:
         )
     for number in range(60):
         bookshop.charge.apply_async((900 + number, number % 25, 40))
-    ext.queues['payments'].pause()
-    first = bookshop.charge.apply_async((1207, 17, 64), priority=9)
+    first = bookshop.charge.apply_async((1207, 17, 64), priority=9, queue='documents')
     paper = bookshop.invoice.apply_async((1207,), depends_on=[first])
     stickers = [
         bookshop.label.apply_async((1207,), depends_on=[first], tags=['urgent']) for _ in range(2)
@@ -113,7 +112,6 @@ def pile_up() -> str:
     hub = bookshop.invoice.apply_async((1208,), depends_on=[paper, *stickers], tags=['urgent'])
     for subject in ('Your parcel is on its way', 'How was it?'):
         bookshop.send.apply_async(('ada@books.example', subject), depends_on=[hub], countdown=600)
-    ext.queues['payments'].resume()
     ext.schedules['weekly digest'].pause()
     for _ in range(2):
         ext.schedules['stock'].run_now()

@@ -164,12 +164,20 @@ def test_a_stock_app_sees_no_change(make: Make, server: Server, database: int) -
 
 
 def test_one_line_in_flowerconfig(make: Make, tmp_path: Path) -> None:
-    """Where the entry points are not installed."""
-    crew = make()
+    """Where the entry points are not installed, nor the extension in the app."""
+    crew = make(module='tests.support.app')
+    ext = celery_ext.install(crew.app())
+    publish(ext)
     config = tmp_path / 'flowerconfig.py'
     config.write_text('import celery_ext.flower\n')
-    with flower(crew, f'--conf={config}', program=(sys.executable, '-c', WITHOUT)) as site:
-        assert site.request('/reliable/queues').status == 200
+    with flower(
+        crew, f'--conf={config}', program=(sys.executable, '-c', WITHOUT), user='ada:x'
+    ) as site:
+        for name in OUR_PAGES:
+            assert site.request(f'/reliable/{name}').status in (200, 404), name
+        assert 'data-queue="held"' in site.request('/reliable/queues').text
+        assert site.act('pause', queue='held')[0] == 200
+        assert ext.queues['held'].paused
         assert 'Schedules' in site.request('/workers').text
 
 
