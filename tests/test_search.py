@@ -160,6 +160,7 @@ def test_some_jobs_at_once(ext: Extension) -> None:
 
 
 @pytest.mark.matrix
+@pytest.mark.timeout(1800)
 def test_a_million_jobs(ext: Extension) -> None:
     """Any page within 50 ms, with and without a filter that has to look."""
     batch, count = 1000, 1_000_000

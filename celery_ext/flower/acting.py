@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+from base64 import b64decode
 from typing import Any
 
 from flower.api import BaseApiHandler
 from tornado.web import HTTPError, RequestHandler, authenticated
 
+from celery_ext.cli.output import visible
 from celery_ext.flower.access import refusal
 from celery_ext.flower.actions import ACTIONS, LONG, Answer, result_of
 from celery_ext.flower.page import GONE, OurHandler, sentence, told_by
@@ -58,7 +60,7 @@ class ActionHandler(OurHandler, BaseApiHandler):
     async def _act(self, name: str, query: Query) -> Answer:
         if name not in ACTIONS and name not in LONG:
             raise HTTPError(404, 'there is no such action')
-        logger.info('Flower: %s %s by %s', name, query.shown(), self.current_user)
+        logger.info('Flower: %s %s by %s', name, query.shown(), self._who())
         try:
             if name in LONG:
                 long = LONG[name](query)
@@ -67,6 +69,16 @@ class ActionHandler(OurHandler, BaseApiHandler):
             return await self.watch.run(ACTIONS[name], query)
         finally:
             self.watch.forget()
+
+    def _who(self) -> str:
+        """For the log: Flower knows no names where it asks for a password."""
+        if not self.application.options.basic_auth:
+            return visible(self.current_user)
+        try:
+            credentials = b64decode(self.request.headers['Authorization'].split()[1])
+            return visible(credentials.decode().partition(':')[0])
+        except (KeyError, IndexError, ValueError):
+            return 'somebody'
 
     def _answer(self, status: int, answer: Answer) -> None:
         if self._wants_json():

@@ -402,6 +402,9 @@ def test_only_those_who_may(site: Site, ext: Extension, publish: Publish) -> Non
     assert not ext.queues['mine'].paused
     assert site.act('pause', **pause)[0] == 200
     assert ext.queues['mine'].paused
+    log = site.log.read_text()
+    assert "pause {'queue': 'mine'} by ada" in log
+    assert token not in log and 'pass:word' not in log
 
 
 def test_the_page_of_the_broker(tab: Tab, site: Site, publish: Publish) -> None:
