@@ -7,7 +7,7 @@ from typing import Any
 
 from tornado.escape import xhtml_escape
 
-from celery_ext.cli.output import cut, visible
+from celery_ext.cli.output import cut, figures, visible
 
 __all__ = ('ago', 'count', 'duration', 'name', 'plural', 'short', 'state', 'when')
 
@@ -35,10 +35,10 @@ def duration(seconds: float | None) -> str:
     """``250 ms``, ``4.2 s``, ``3 min``"""
     if seconds is None:
         return NONE
-    if seconds < 1:
-        return f'{seconds * 1000:.3g} ms'
+    if seconds < 0.9995:  # or it would be printed as 1,000 ms
+        return f'{figures(seconds * 1000)} ms'
     if seconds < 10:
-        return f'{seconds:.3g} s'
+        return f'{figures(seconds)} s'
     return length(seconds)
 
 
