@@ -12,6 +12,7 @@ import pytest
 from celery_ext import Extension, Throttle, UnknownJob
 from tests.flower.site import Site, Tab
 from tests.support.wait import wait_for
+from tests.support.workers import Fleet
 
 Publish = Callable[..., Any]
 
@@ -117,7 +118,7 @@ def test_a_failed_job_tells_why(tab: Tab, ext: Extension, publish: Publish) -> N
     assert 'ValueError: no <b>luck</b>' in tab.text(f'#reliable-dead {row("job", failing.id)}')
 
 
-def test_dependencies_are_drawn(tab: Tab, publish: Publish) -> None:
+def test_dependencies_are_drawn(tab: Tab, ext: Extension, publish: Publish) -> None:
     first = [publish('run', number, queue='drawn') for number in range(2)]
     middle = publish('run', 3, queue='drawn', depends_on=first)
     last = publish('run', 4, queue='drawn', depends_on=[middle])
@@ -135,6 +136,11 @@ def test_dependencies_are_drawn(tab: Tab, publish: Publish) -> None:
     )  # fmt: skip
     tab.until('.reliable-node-here', last.id[:8])
     assert len(tab.texts('path.reliable-edge')) == 3
+    # One for whom others wait is cancelled with them, if that is what one wants.
+    tab.open(page('job', id=middle.id))
+    tab.expected.add(404)
+    tab.press('form[action$=cancel] button', sure=True)
+    assert ext.jobs.get(middle.id) is None
 
 
 def test_the_page_looks_again_by_itself(tab: Tab, ext: Extension, publish: Publish) -> None:
@@ -323,6 +329,16 @@ def test_a_slot_is_released(tab: Tab, ext: Extension, publish: Publish, tmp_path
     assert ext.jobs.get(holder.id) is None
     Path(path).touch()
     tab.expected.add(404)
+
+
+def test_what_runs_is_terminated(tab: Tab, ext: Extension, publish: Publish, crew: Fleet) -> None:
+    running = publish('last_words', queue='work')
+    crew.ledger.wait(1, 'started', id=running.id)
+    tab.open(page('job', id=running.id))
+    tab.expected.add(404)
+    tab.press('#reliable-job form:last-child button', sure=True)
+    crew.ledger.wait(1, 'killed', id=running.id)
+    assert ext.jobs.get(running.id) is None
 
 
 def test_schedules(tab: Tab, ext: Extension) -> None:
