@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from celery_ext import control
 from celery_ext.current import CurrentJob, current_job
 from celery_ext.job import Canceled, Job, State, task_id
-from kombu_reliable import JobInfo, UnknownJob, WrongState
+from celery_ext.search import Found, search
+from kombu_reliable import JobInfo, UnknownJob, WrongState, pack_id
 
 if TYPE_CHECKING:
     from celery_ext.installation import Extension
@@ -95,6 +96,14 @@ class Jobs:
                 return job
         raise UnknownJob(f'task {task_id(which)} has ended')
 
+    def some(self, ids: Iterable[str]) -> dict[str, Job]:
+        """The jobs under some ids, those that live or have failed, in one go.
+
+        Of several jobs under one id it is the one that came first.
+        """
+        keys = [pack_id(one) for one in dict.fromkeys(ids)]
+        return {job.id: job for job in self.wrap(self._store.look(keys))}
+
     @property
     def current(self) -> CurrentJob | None:
         """The job of the task that runs here; None outside of tasks."""
@@ -153,6 +162,37 @@ class Jobs:
                 limit -= len(page)
                 yield from page
             offset = max(0, offset - held)
+
+    def search(
+        self,
+        state: State | None = None,
+        queue: str | None = None,
+        task: str | None = None,
+        tags: Sequence[str] = (),
+        after: str = '',
+        limit: int = PAGE,
+    ) -> Found:
+        """A page of the jobs for which all of this is true.
+
+        Any page costs about the same, however many jobs there are.  The server keeps no list by
+        task, nor by state of those that have a tag: then at most 1,000 jobs are gone through for
+        a page, it may be short or empty, and :attr:`Found.next` goes on.
+
+        Args:
+            state: as in :meth:`in_state`; any but ``completed`` unless given, and any at all
+                with tags.
+            queue: the name of a queue.
+            task: the name of a task; ``*`` stands for any part of it.
+            tags: the jobs have all of them.
+            after: goes on where :attr:`Found.next` says; without tags also a number of jobs to
+                pass over, as text.
+            limit: how many to return at most.
+
+        Example:
+            >>> found = ext.jobs.search(state='failed', task='shop.mail.*')
+            >>> [job.id for job in found.jobs], found.next
+        """
+        return search(self._extension, state, queue, task, tags, after, limit)
 
     def failed(
         self, queue: str | None = None, group: str | None = None, offset: int = 0, limit: int = PAGE

@@ -14,17 +14,42 @@ from celery_ext.cli.output import (
     cut,
     duration,
     fields,
+    figures,
     size,
     table,
     visible,
     width_of,
 )
+from celery_ext.flower import text as text_of_pages
 
 STATES = ('ready', 'delayed', 'waiting', 'throttled', 'leased', 'failed')
 
 
 def queue(name: str, **counts: int) -> dict[str, Any]:
     return {'name': name, **dict.fromkeys(STATES, 0), **counts}
+
+
+@pytest.mark.parametrize(
+    ('number', 'text'),
+    [
+        (0, '0'), (0.0, '0'), (1e-5, '0.00001'), (0.01234, '0.0123'), (0.5, '0.5'), (1, '1'),
+        (4.204, '4.2'), (99.96, '100'), (999.4, '999'), (999.6, '1,000'), (12_345.6, '12,346'),
+        (1e9, '1,000,000,000'),
+    ],
+)  # fmt: skip
+def test_three_figures_and_no_powers(number: float, text: str) -> None:
+    assert figures(number) == text
+
+
+@pytest.mark.parametrize(
+    ('seconds', 'text'),
+    [
+        (0, '0 ms'), (0.0004, '0.4 ms'), (0.9994, '999 ms'), (0.9996, '1 s'), (1.234, '1.23 s'),
+        (9.999, '10 s'), (59, '59 s'), (300, '5 min'),
+    ],
+)  # fmt: skip
+def test_lengths_of_time_on_pages(seconds: float, text: str) -> None:
+    assert text_of_pages.duration(seconds) == text
 
 
 def test_a_table_needs_no_more_than_it_has() -> None:

@@ -56,7 +56,7 @@ def test_the_wheel_holds_everything(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
     for folder in ('kombu_reliable', 'celery_ext'):
         for path in (ROOT / folder).rglob('*'):
-            if path.suffix in ('.py', '.lua', '.typed'):
+            if path.suffix in ('.py', '.lua', '.typed', '.html', '.css', '.js'):
                 assert str(path.relative_to(ROOT)) in names
     assert not [name for name in names if name.startswith(('tests', 'examples', 'benchmarks'))]
 

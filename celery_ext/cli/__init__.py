@@ -27,7 +27,7 @@ following.connect()
 
 
 def _serve_in_flower(sender: Any, **_: Any) -> None:
-    """Flower, when it starts, imports the tasks of its app: then its /metrics gets our figures."""
+    """Flower, when it starts, imports the tasks of its app: then it gets our figures and pages."""
     context = click.get_current_context(silent=True)
     if context is not None and context.info_name == 'flower':
         from celery_ext import metrics
@@ -36,6 +36,7 @@ def _serve_in_flower(sender: Any, **_: Any) -> None:
 
         if is_ours(sender):
             metrics.register(extension_of(sender))
+            import_module('celery_ext.flower')
 
 
 signals.import_modules.connect(_serve_in_flower, weak=False, dispatch_uid='celery_ext.flower')

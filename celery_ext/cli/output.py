@@ -7,6 +7,7 @@ as an escape, and a table fits the terminal, down to 60 columns.
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import sys
@@ -18,7 +19,7 @@ from typing import Any
 
 import click
 
-__all__ = ('Column', 'age', 'count', 'cut', 'duration', 'fields', 'print_json', 'size', 'table',
+__all__ = ('Column', 'age', 'count', 'cut', 'duration', 'fields', 'figures', 'print_json', 'size', 'table',
            'terminal_width', 'visible', 'write')  # fmt: skip
 
 #: Between two columns.
@@ -131,6 +132,15 @@ def _pad(text: str, width: int, right: bool) -> str:
 
 
 # -- figures ---------------------------------------------------------------------
+
+
+def figures(number: float) -> str:
+    """Three of them, and never in powers of ten: ``0.0123``, ``4.2``, ``12,345``"""
+    if not number:
+        return '0'
+    places = max(0, 2 - math.floor(math.log10(abs(number))))
+    text = f'{number:,.{places}f}'
+    return text.rstrip('0').rstrip('.') if places else text
 
 
 def count(number: int) -> str:

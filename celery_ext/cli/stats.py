@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from celery_ext.cli.common import Cli, Column, QueueName, command
-from celery_ext.cli.output import visible
+from celery_ext.cli.output import figures, visible
 from kombu_reliable import Stats, Summary
 
 __all__ = ('stats',)
@@ -22,13 +22,13 @@ def _time(seconds: Any) -> str:
     """A length of time that is told from others at a glance."""
     if seconds is None:
         return '-'
-    if seconds < 1:
-        return f'{seconds * 1000:.3g} ms'
+    if seconds < 0.9995:  # or it would be printed as 1,000 ms
+        return f'{figures(seconds * 1000)} ms'
     if seconds < 120:
-        return f'{seconds:.3g} s'
+        return f'{figures(seconds)} s'
     if seconds < 7200:
-        return f'{seconds / 60:.3g} min'
-    return f'{seconds / 3600:.3g} h'
+        return f'{figures(seconds / 60)} min'
+    return f'{figures(seconds / 3600)} h'
 
 
 COLUMNS = (

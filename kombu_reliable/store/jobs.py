@@ -187,8 +187,12 @@ class Jobs:
         checks.page(offset, limit)
         if group is None and queue is not None:
             return self.in_state(queue, 'failed', offset, limit)
-        found = self._all_dead() if group is None else self._dead_of(group, queue)
-        page = list(itertools.islice(found, offset, offset + limit))
+        if group is not None and queue is None:
+            dead = self._members(self._keys.group(group), offset, limit, newest_first=True)
+            page = [job for job, _ in dead]
+        else:
+            found = self._all_dead() if group is None else self._dead_of(group, queue or '')
+            page = list(itertools.islice(found, offset, offset + limit))
         return [job for job in self.look(page) if job.state == 'failed']
 
     def groups(self, offset: int = 0, limit: int = 100) -> list[Group]:
@@ -365,10 +369,8 @@ class Jobs:
             if len(part) < STEP:
                 return
 
-    def _dead_of(self, group: str, queue: str | None) -> Iterator[str]:
+    def _dead_of(self, group: str, queue: str) -> Iterator[str]:
         found = (job for job, _ in self._stream(self._keys.group(group)))
-        if queue is None:
-            return found
         return self._those_in(self._keys.dead(queue), found)
 
     def _those_in(self, key: str, jobs: Iterator[str]) -> Iterator[str]:
