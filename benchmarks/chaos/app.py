@@ -7,6 +7,7 @@ the extension is left out, and with it the kinds of tasks that only it can expre
 from __future__ import annotations
 
 import json
+import logging
 import os
 import signal
 import time
@@ -19,7 +20,7 @@ from benchmarks.chaos import clock
 
 clock.unsettle(os.environ.get('CHAOS_CLOCK', ''))
 
-from celery import Celery, Task  # noqa: E402
+from celery import Celery, Task, signals  # noqa: E402
 from celery.exceptions import Reject, Retry  # noqa: E402
 
 from benchmarks.chaos.ledger import Pen  # noqa: E402
@@ -46,6 +47,18 @@ if os.environ.get('CHAOS_EXTENSION'):
 
 WORKER = os.environ.get('CHAOS_WORKER', '')
 pen = Pen(Path(os.environ['CHAOS_LEDGER']) / 'ran')
+
+
+@signals.after_setup_logger.connect
+def _say_less(**_: Any) -> None:
+    """Everything but what befalls single tasks."""
+    for name in ('celery.worker.strategy', 'celery.app.trace'):
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
+@signals.worker_ready.connect
+def _ready(**_: Any) -> None:
+    pen.write('ready', worker=WORKER)
 
 
 def note(task: Task, event: str, **fields: Any) -> None:

@@ -41,7 +41,7 @@ def _worker(name: str, pool: str, slots: int, behind: bool = False, clock: str =
     processes = pool == 'prefork'
     queues = QUEUES if processes else QUEUES[:1]
     command = (
-        '-m', 'celery', '-A', 'benchmarks.chaos.app', 'worker', '-l', 'WARNING',
+        '-m', 'celery', '-A', 'benchmarks.chaos.app', 'worker', '-l', 'INFO',
         '-P', pool, '-c', str(slots), '-Q', ','.join(queues),
     )  # fmt: skip
     return Place(name, command, behind, clock, processes)
@@ -66,6 +66,8 @@ class Member:
     process: subprocess.Popen[bytes]
     log: Path
     state: State = 'up'
+    #: A worker that consumes.
+    ready: bool = False
     #: When it was asked to end, and whether it had to be killed for taking too long.
     since: float = 0.0
     overdue: bool = False

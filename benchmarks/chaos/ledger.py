@@ -7,8 +7,9 @@ Nothing here is ever read from the broker.
 =============  =============================================================================
 ``submitted``  ``asked`` before a publish; ``stored`` when it has returned, ``refused`` if it
                raised.  A producer that dies in between writes neither.
-``ran``        ``start`` and ``end`` of each run of a task; ``dies`` before it kills itself.
-``troubles``   ``trouble`` when one is over, with its beginning; ``death`` of a worker.
+``ran``        ``start`` and ``end`` of each run of a task; ``dies`` before it kills itself;
+               ``ready`` of a worker.
+``troubles``   each when it is over, with its beginning.
 =============  =============================================================================
 """
 
@@ -17,7 +18,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ __all__ = (
     'Pen',
     'Run',
     'Submission',
+    'Tail',
     'Trouble',
     'runs_from',
     'submissions_from',
@@ -49,6 +51,24 @@ class Pen:
 
     def close(self) -> None:
         os.close(self._file)
+
+
+class Tail:
+    """What is added to a file, whole lines only."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._at = 0
+
+    def new(self) -> bytes:
+        if not self._path.exists():
+            return b''
+        with self._path.open('rb') as file:
+            file.seek(self._at)
+            data = file.read()
+        end = data.rfind(b'\n') + 1  # somebody may be writing the last one
+        self._at += end
+        return data[:end]
 
 
 @dataclass(frozen=True)
@@ -189,11 +209,13 @@ def runs_from(lines: list[Line]) -> list[Run]:
     unfinished: dict[tuple[Any, ...], Run] = {}
     runs: list[Run] = []
     for line in lines:
+        if line['event'] not in ('start', 'end'):
+            continue
         who = (line['id'], line['attempt'], line['delivery'], line['worker'], line['pid'])
         if line['event'] == 'start':
             run = unfinished[who] = Run(line['id'], line['kind'], *who[1:], start=line['at'])
             runs.append(run)
-        elif line['event'] == 'end':
+        else:
             run = unfinished.pop(who)
             run.end, run.how = line['at'], line['how']
     return sorted(runs, key=lambda run: run.start)
@@ -205,7 +227,6 @@ def troubles_from(lines: Iterator[Line]) -> list[Trouble]:
             line['kind'], line['begin'], line['end'], tuple(line['workers']), line.get('pid', 0)
         )
         for line in lines
-        if line['event'] == 'trouble'
     ]
 
 
@@ -214,8 +235,3 @@ def _deaths(ran: list[Line]) -> Iterator[Trouble]:
     for line in ran:
         if line['event'] == 'dies':
             yield Trouble('killed itself', line['at'], line['at'], (line['worker'],), line['pid'])
-
-
-def plain(trouble: Trouble) -> Line:
-    """As it is written."""
-    return asdict(trouble)

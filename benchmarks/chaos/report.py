@@ -54,6 +54,7 @@ def figures(outcome: Outcome) -> dict[str, Any]:
         'of these, without a reason': len(verdict.unexplained),
         'lost': len(verdict.lost),
         'lost as everysec allows': len(verdict.forgotten),
+        'halted by a server full or away': len(verdict.halted),
         'dependency violations': len(verdict.disordered),
         'throttle and unique violations': len(verdict.over_limit) + len(verdict.too_fast),
         'too many at once beside the lease': verdict.beside,

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from benchmarks.chaos.kinds import WORKER_KILLS, Kind
+from benchmarks.chaos.ledger import Tail
 from benchmarks.chaos.remains import Broker, broker_of
 from benchmarks.chaos.settings import Settings
 from benchmarks.chaos.troubles import Deck
@@ -70,19 +71,11 @@ class Tally:
     """Counts lines of the ledger as they come, without reading them."""
 
     def __init__(self, path: Path, word: bytes) -> None:
-        self._path, self._word = path, word
-        self._at = 0
+        self._tail, self._word = Tail(path), word
         self.count = 0
 
     def look(self) -> int:
-        if self._path.exists():
-            with self._path.open('rb') as file:
-                file.seek(self._at)
-                data = file.read()
-            # Whole lines only: somebody may be writing the last one.
-            end = data.rfind(b'\n') + 1
-            self._at += end
-            self.count += data.count(self._word, 0, end)
+        self.count += self._tail.new().count(self._word)
         return self.count
 
 

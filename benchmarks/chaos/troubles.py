@@ -30,14 +30,14 @@ def _one(world: World, members: list[Member]) -> Member | None:
 
 def kill_worker(world: World) -> None:
     """With its pool, as containers and service managers do."""
-    member = _one(world, world.living_workers())
+    member = _one(world, world.victims())
     if member:
         _kill(world, member, Kind.WORKER_KILLED, group=True)
 
 
 def kill_main(world: World) -> None:
     """And the processes of its pool go on without it, as after the kernel ran out of memory."""
-    member = _one(world, [one for one in world.living_workers() if one.place.processes])
+    member = _one(world, [one for one in world.victims() if one.place.processes])
     if member:
         _kill(world, member, Kind.MAIN_KILLED, group=False)
 
@@ -50,7 +50,8 @@ def _kill(world: World, member: Member, kind: Kind, *, group: bool) -> None:
 
 
 def kill_child(world: World) -> None:
-    member = _one(world, [one for one in world.living_workers() if one.place.processes])
+    """Not while its worker starts: Celery gives up then."""
+    member = _one(world, [one for one in world.ready_workers() if one.place.processes])
     children = member.children() if member else []
     if member and children:
         pid = world.rng.choice(children)
@@ -65,7 +66,7 @@ def _signal(pid: int, number: signal.Signals) -> None:
 
 
 def _freeze(world: World, kind: Kind, seconds: float, *, group: bool) -> None:
-    member = _one(world, world.living_workers())
+    member = _one(world, world.victims())
     if not member:
         return
     begin = time.monotonic()
@@ -99,7 +100,7 @@ def pause_worker(world: World) -> None:
 
 def freeze_child(world: World) -> None:
     """Its worker renews, so however long it lasts it costs nothing."""
-    member = _one(world, [one for one in world.living_workers() if one.place.processes])
+    member = _one(world, [one for one in world.ready_workers() if one.place.processes])
     children = member.children() if member else []
     if not (member and children):
         return
@@ -116,7 +117,7 @@ def freeze_child(world: World) -> None:
 
 def stop_worker(world: World) -> None:
     """A shutdown in order, as with each deployment."""
-    member = _one(world, world.living_workers())
+    member = _one(world, world.victims())
     if member:
         member.since = time.monotonic()
         member.state = 'stopping'
@@ -125,7 +126,7 @@ def stop_worker(world: World) -> None:
 
 def quit_worker(world: World) -> None:
     """A cold shutdown: what runs is cancelled, and runs again."""
-    member = _one(world, [one for one in world.living_workers() if one.place.processes])
+    member = _one(world, [one for one in world.victims() if one.place.processes])
     if not member:
         return
     begin = time.monotonic()

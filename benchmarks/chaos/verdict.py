@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 
 from benchmarks.chaos.explain import FORGOTTEN, Course
-from benchmarks.chaos.kinds import Kind
+from benchmarks.chaos.kinds import OUTAGES, Kind
 from benchmarks.chaos.ledger import Run, Submission, Trouble
 from benchmarks.chaos.limits import Excess, overlaps, rushes
 
@@ -16,6 +16,12 @@ __all__ = ('Double', 'Loss', 'Recovery', 'Verdict', 'judge')
 
 #: How each kind of task has to end, if not by success: the reason of its dead letter.
 DEATHS = {'poison': 'delivery-limit', 'failing': 'failed', 'blocked': 'dependency'}
+
+#: Kinds of tasks that publish, and what may make that impossible for longer than kombu tries.
+PUBLISHERS = ('retrying', 'link')
+HALTS = OUTAGES | {Kind.FULL, Kind.CUT_OFF}
+#: A publish may take so long until it fails, in seconds.
+HALTING = 6.0
 
 #: A delay is rounded to a millisecond.
 ROUNDING = 0.002
@@ -91,6 +97,9 @@ class Verdict:
     lease_losses: int = 0
 
     lost: list[Loss] = field(default_factory=list)
+    #: Dead letters of tasks that could not publish what they had to, a retry or the next member of
+    #: a chain, because the server was full or away; and what was to come after them.
+    halted: list[Loss] = field(default_factory=list)
     #: Lost as the guarantee allows, for the server lost its power without ``appendfsync always``.
     forgotten: list[Loss] = field(default_factory=list)
     unexplained: list[Double] = field(default_factory=list)
@@ -186,23 +195,60 @@ def _ends(
         elif wanted is not None and dead.get(one.id) == wanted:
             verdict.dead += 1
         else:
-            loss = _loss(one, of.get(one.id, []), dead.get(one.id), one.id in done, course)
-            (verdict.forgotten if loss.excused else verdict.lost).append(loss)
+            loss = _loss(one, of, dead, one.id in done, course)
+            lists = {Kind.POWER_LOST: verdict.forgotten, Kind.FULL: verdict.halted}
+            lists.get(loss.excused, verdict.lost).append(loss)
 
 
-def _loss(one: Submission, runs: list[Run], reason: str | None, done: bool, course: Course) -> Loss:
+def _loss(
+    one: Submission,
+    of: Mapping[str, list[Run]],
+    dead: Mapping[str, str],
+    done: bool,
+    course: Course,
+) -> Loss:
+    reason, runs = dead.get(one.id), of.get(one.id, [])
     if reason is not None:
         what = f'a dead letter, reason {reason}' + (', though it was done' if done else '')
     elif runs:
         what = f'ran {len(runs)} times, and was not done'
     else:
         what = 'never ran'
-    assert one.stored is not None
-    times = [one.stored, *(run.end or run.start for run in runs)]
-    excused = reason is None and any(
+    return Loss(one.id, one.kind, what, _excuse(one, runs, of, dead, course))
+
+
+def _excuse(
+    one: Submission,
+    runs: list[Run],
+    of: Mapping[str, list[Run]],
+    dead: Mapping[str, str],
+    course: Course,
+) -> str:
+    if one.kind == 'link' and not runs:
+        # The one before it publishes it.
+        return Kind.FULL if any(_was_halted(name, of, dead, course) for name in one.needs) else ''
+    if _was_halted(one.id, of, dead, course):
+        return Kind.FULL
+    times = [one.stored or 0.0, *(run.end or run.start for run in runs)]
+    forgotten = one.id not in dead and any(
         loss.begin - FORGOTTEN <= at <= loss.end for loss in course.lapses for at in times
     )
-    return Loss(one.id, one.kind, what, Kind.POWER_LOST if excused else '')
+    return Kind.POWER_LOST if forgotten else ''
+
+
+def _was_halted(
+    name: str, of: Mapping[str, list[Run]], dead: Mapping[str, str], course: Course
+) -> bool:
+    """Whether a task that publishes others failed when that was impossible."""
+    runs = of.get(name, [])
+    if not runs or runs[0].kind not in PUBLISHERS or dead.get(name) not in ('failed', 'rejected'):
+        return False
+    end = runs[-1].end or runs[-1].start
+    return any(
+        one.begin <= end + HALTING and one.end >= end
+        for one in course.troubles
+        if one.kind in HALTS
+    )
 
 
 def _doubles(

@@ -31,6 +31,9 @@ __all__ = ('World',)
 #: A worker that was asked to end has so long, in seconds.
 PATIENCE = 60.0
 
+#: How often nobody minds whether another worker is left.
+FORLORN = 0.1
+
 #: A place stays empty for so long after a death, in seconds at most.
 EMPTY = 1.5
 
@@ -64,6 +67,7 @@ class World:
         self.meter = PowerMeter(self.server.directory)
         self.proxy = stack.enter_context(Proxy(('127.0.0.1', self.server.port)))
         self._journal = Pen(self.ledger.troubles)
+        self._tail = Tail(self.ledger.ran)
         environment = {
             **os.environ,
             'CHAOS_LEDGER': str(self.ledger.directory),
@@ -98,8 +102,17 @@ class World:
 
     # -- who is there ------------------------------------------------------------
 
-    def living_workers(self) -> list[Member]:
-        return [one for one in self.crew.there() if one.place in self.workers]
+    def ready_workers(self) -> list[Member]:
+        """Those that consume."""
+        return [one for one in self.crew.there() if one.ready]
+
+    def victims(self) -> list[Member]:
+        """Workers that may be taken away.  Mostly somebody is left, or nothing would run: a worker
+        takes seconds to start."""
+        ready = self.ready_workers()
+        if self.rng.random() < FORLORN:
+            return [one for one in self.crew.there() if one.place in self.workers]
+        return ready if len(ready) > 1 else []
 
     def living_producers(self) -> list[Member]:
         return [one for one in self.crew.there() if one.place in self.producers]
@@ -142,10 +155,20 @@ class World:
         now = time.monotonic()
         while self._later and self._later[0][0] <= now:
             heapq.heappop(self._later)[2]()
+        self._welcome()
         self.meter.look()
         self.proxy.clear()
         for member in self.crew.there('up', 'stopping', 'frozen'):
             self._tend(member)
+
+    def _welcome(self) -> None:
+        """Workers that have become ready."""
+        new = self._tail.new()
+        if b'"ready"' not in new:
+            return
+        names = {json.loads(line)['worker'] for line in new.splitlines() if b'"ready"' in line}
+        for member in self.crew.there('up', 'frozen', 'stopping'):
+            member.ready = member.ready or member.name in names
 
     def _tend(self, member: Member) -> None:
         code = member.process.poll()
