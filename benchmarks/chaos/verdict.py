@@ -195,13 +195,14 @@ def _ends(
         elif wanted is not None and dead.get(one.id) == wanted:
             verdict.dead += 1
         else:
-            loss = _loss(one, of, dead, one.id in done, course)
+            loss = _loss(one, submissions, of, dead, one.id in done, course)
             lists = {Kind.POWER_LOST: verdict.forgotten, Kind.FULL: verdict.halted}
             lists.get(loss.excused, verdict.lost).append(loss)
 
 
 def _loss(
     one: Submission,
+    submissions: Mapping[str, Submission],
     of: Mapping[str, list[Run]],
     dead: Mapping[str, str],
     done: bool,
@@ -214,22 +215,23 @@ def _loss(
         what = f'ran {len(runs)} times, and was not done'
     else:
         what = 'never ran'
-    return Loss(one.id, one.kind, what, _excuse(one, runs, of, dead, course))
+    return Loss(one.id, one.kind, what, _excuse(one, submissions, of, dead, course))
 
 
 def _excuse(
     one: Submission,
-    runs: list[Run],
+    submissions: Mapping[str, Submission],
     of: Mapping[str, list[Run]],
     dead: Mapping[str, str],
     course: Course,
 ) -> str:
-    if one.kind == 'link' and not runs:
+    blamed = one
+    while blamed.kind == 'link' and blamed.id not in of and blamed.needs:
         # The one before it publishes it.
-        return Kind.FULL if any(_was_halted(name, of, dead, course) for name in one.needs) else ''
-    if _was_halted(one.id, of, dead, course):
+        blamed = submissions[blamed.needs[0]]
+    if _was_halted(blamed.id, of, dead, course):
         return Kind.FULL
-    times = [one.stored or 0.0, *(run.end or run.start for run in runs)]
+    times = [one.stored or 0.0, *(run.end or run.start for run in of.get(one.id, []))]
     forgotten = one.id not in dead and any(
         loss.begin - FORGOTTEN <= at <= loss.end for loss in course.lapses for at in times
     )

@@ -20,7 +20,7 @@ import redis
 
 from benchmarks.chaos.crew import PLACES, ROOT, Crew, Member, Place
 from benchmarks.chaos.kinds import Kind
-from benchmarks.chaos.ledger import EVERYBODY, Ledger, Pen
+from benchmarks.chaos.ledger import EVERYBODY, Ledger, Pen, Tail
 from benchmarks.chaos.power import PowerMeter
 from benchmarks.chaos.settings import Settings
 from tests.support.proxy import Proxy
