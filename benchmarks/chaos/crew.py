@@ -17,7 +17,7 @@ import psutil
 
 from benchmarks.chaos.settings import QUEUES
 
-__all__ = ('PLACES', 'Crew', 'Member', 'Place')
+__all__ = ('PLACES', 'Crew', 'Member', 'Place', 'worker_place')
 
 ROOT = Path(__file__).parents[2]
 
@@ -37,7 +37,7 @@ class Place:
     processes: bool = True
 
 
-def _worker(name: str, pool: str, slots: int, behind: bool = False, clock: str = '') -> Place:
+def worker_place(name: str, pool: str, slots: int, behind: bool = False, clock: str = '') -> Place:
     processes = pool == 'prefork'
     queues = QUEUES if processes else QUEUES[:1]
     command = (
@@ -48,12 +48,12 @@ def _worker(name: str, pool: str, slots: int, behind: bool = False, clock: str =
 
 
 PLACES = (
-    _worker('w1', 'prefork', 3),
-    _worker('w2', 'prefork', 2, behind=True),
-    _worker('w3', 'threads', 4),
-    _worker('w4', 'prefork', 2, clock='steps'),
-    _worker('w5', 'prefork', 4, behind=True),
-    _worker('w6', 'prefork', 2, clock='ahead'),
+    worker_place('w1', 'prefork', 3),
+    worker_place('w2', 'prefork', 2, behind=True),
+    worker_place('w3', 'threads', 4),
+    worker_place('w4', 'prefork', 2, clock='steps'),
+    worker_place('w5', 'prefork', 4, behind=True),
+    worker_place('w6', 'prefork', 2, clock='ahead'),
 )
 
 

@@ -26,6 +26,7 @@ class Kind(StrEnum):
     SERVER_KILLED = 'server killed'
     POWER_LOST = 'power lost'
     SERVER_FROZEN = 'server frozen'
+    STALLED = 'server stalled by itself'
     FULL = 'memory full'
     CLOCK = "server's clock stepped"
 
@@ -40,4 +41,4 @@ FATAL = WORKER_KILLS | {Kind.CHILD_KILLED, Kind.SUICIDE, Kind.COLD}
 ALONE = frozenset({Kind.FROZEN, Kind.PAUSED, Kind.MAIN_FROZEN, Kind.CUT_OFF})
 
 #: Nobody can.
-OUTAGES = frozenset({Kind.SERVER_KILLED, Kind.POWER_LOST, Kind.SERVER_FROZEN})
+OUTAGES = frozenset({Kind.SERVER_KILLED, Kind.POWER_LOST, Kind.SERVER_FROZEN, Kind.STALLED})

@@ -13,7 +13,7 @@ import argparse
 import os
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -48,17 +48,17 @@ class Producer:
         directory: of the ledger.
         rng: chooses.
         lease: in seconds.
-        extension: whether the tasks may have what only the extension can express.
+        kinds: what it publishes.
     """
 
-    def __init__(self, directory: Path, rng: random.Random, lease: float, extension: bool) -> None:
+    def __init__(
+        self, directory: Path, rng: random.Random, lease: float, kinds: Iterable[str]
+    ) -> None:
         self._directory = directory
         self._pen = Pen(directory / 'submitted')
         self._rng = rng
         self._lease = lease
-        known = KINDS if extension else {name: KINDS[name] for name in PLAIN}
-        self._makers = [maker for _, maker in known.values()]
-        self._weights = [weight for weight, _ in known.values()]
+        self._weights, self._makers = zip(*(KINDS[kind] for kind in kinds), strict=True)
 
     def run(self, rate: float) -> None:
         """Publishes until there is a ``stop``, at most ``rate`` a second; 0: no limit."""
@@ -214,6 +214,9 @@ KINDS: dict[str, tuple[float, Callable[[Producer], None]]] = {
 #: What kombu's own transport can express too, and does not repeat for ever.
 PLAIN = ('short', 'delayed', 'retrying', 'canvas', 'long')
 
+#: What leaves dead letters, or holds up whoever waits for everything to end.
+WILD = ('failing', 'poison', 'long', 'paced')
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
@@ -222,11 +225,14 @@ def main() -> None:
         '--rate', type=float, default=0.0, help='tasks a second (default: no limit)'
     )
     parser.add_argument('--lease', type=float, default=4.0, help='in seconds (default: 4)')
+    parser.add_argument('--calm', action='store_true', help='nothing that fails or takes long')
     options = parser.parse_args()
-    Producer(
-        Path(os.environ['CHAOS_LEDGER']), random.Random(options.seed), options.lease,
-        bool(os.environ.get('CHAOS_EXTENSION')),
-    ).run(options.rate)  # fmt: skip
+    kinds: Iterable[str] = KINDS if os.environ.get('CHAOS_EXTENSION') else PLAIN
+    if options.calm:
+        kinds = [kind for kind in kinds if kind not in WILD]
+    directory = Path(os.environ['CHAOS_LEDGER'])
+    rng = random.Random(options.seed)
+    Producer(directory, rng, options.lease, kinds).run(options.rate)
 
 
 if __name__ == '__main__':

@@ -22,6 +22,7 @@ from benchmarks.chaos.crew import PLACES, ROOT, Crew, Member, Place
 from benchmarks.chaos.kinds import Kind
 from benchmarks.chaos.ledger import EVERYBODY, Ledger, Pen, Tail
 from benchmarks.chaos.power import PowerMeter
+from benchmarks.chaos.pulse import Pulse
 from benchmarks.chaos.settings import Settings
 from tests.support.proxy import Proxy
 from tests.support.servers import Server
@@ -68,6 +69,7 @@ class World:
         self.proxy = stack.enter_context(Proxy(('127.0.0.1', self.server.port)))
         self._journal = Pen(self.ledger.troubles)
         self._tail = Tail(self.ledger.ran)
+        stack.enter_context(Pulse(lambda: self.server.client(socket_timeout=30), self._note_stall))
         environment = {
             **os.environ,
             'CHAOS_LEDGER': str(self.ledger.directory),
@@ -131,6 +133,10 @@ class World:
         self._journal.write(
             'trouble', kind=kind, begin=begin, end=time.monotonic(), workers=members, pid=pid
         )
+
+    def _note_stall(self, begin: float) -> None:
+        if not self.server_down:  # else we know why
+            self.note(Kind.STALLED, begin)
 
     def later(self, seconds: float, action: Callable[[], None]) -> None:
         heapq.heappush(self._later, (time.monotonic() + seconds, next(self._order), action))
