@@ -166,6 +166,15 @@ def test_a_process_of_its_pool_is_the_one_that_ran_it() -> None:
     assert doubled(trouble(Kind.CHILD_KILLED, 10.5, pid=8)) is None
 
 
+def test_a_process_that_went_on_to_another_task_had_told_of_the_end() -> None:
+    jobs = [job('a'), job('b')]
+    runs = [*TWICE, ran('b', 11.2, 12)]
+    died = trouble(Kind.CHILD_KILLED, 11.5, pid=7)
+    assert bad(judged(jobs, runs, [died])) == {'doubled without a reason': 1}
+    died = trouble(Kind.CHILD_KILLED, 11.1, pid=7)
+    assert bad(judged(jobs[:1], TWICE, [died])) == {}
+
+
 def test_an_orphan_that_starts_a_task_after_its_worker_was_killed() -> None:
     assert doubled(trouble(Kind.MAIN_KILLED, 9.9)) == Kind.MAIN_KILLED
 

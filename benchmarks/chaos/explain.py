@@ -46,10 +46,20 @@ class Course:
         troubles: in any order.
         lease: in seconds.
         durable: the server writes everything to the disk before it answers.
+        runs: all of them.
     """
 
-    def __init__(self, troubles: Iterable[Trouble], lease: float, durable: bool = True) -> None:
+    def __init__(
+        self,
+        troubles: Iterable[Trouble],
+        lease: float,
+        durable: bool = True,
+        runs: Iterable[Run] = (),
+    ) -> None:
         self.lease = lease
+        self._starts: dict[tuple[str, int], list[float]] = defaultdict(list)
+        for run in runs:
+            bisect.insort(self._starts[run.worker, run.pid], run.start)
         self.troubles = sorted(troubles, key=lambda trouble: trouble.begin)
         self._of: dict[str, list[Trouble]] = defaultdict(list)
         for trouble in self.troubles:
@@ -67,8 +77,19 @@ class Course:
     def death(self, run: Run) -> Trouble | None:
         """What ended the process that ran it, or the one that had its lease; the first of them."""
         fatal = (one for one in self._of[run.worker] if one.kind in FATAL)
-        hits = [one for one in fatal if one.befell(run.worker, run.pid)]
+        hits = [
+            one
+            for one in fatal
+            if one.befell(run.worker, run.pid) and not (one.pid and self._went_on(run, one.begin))
+        ]
         return min(hits, key=lambda one: one.begin, default=None)
+
+    def _went_on(self, run: Run, until: float) -> bool:
+        """Whether its process ran something else before it died: then its worker, which lives,
+        had heard of its end."""
+        starts = self._starts[run.worker, run.pid]
+        at = bisect.bisect_left(starts, run.end) if run.end is not None else len(starts)
+        return at < len(starts) and starts[at] <= until and starts[at] > run.start
 
     def hindrances(self, worker: str) -> list[Trouble]:
         """When a worker could not renew for so long that it may have lost its leases.

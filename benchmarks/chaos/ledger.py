@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -206,17 +207,19 @@ def submissions_from(lines: Iterator[Line]) -> dict[str, Submission]:
 
 def runs_from(lines: list[Line]) -> list[Run]:
     """All runs in the order in which they began."""
-    unfinished: dict[tuple[Any, ...], Run] = {}
+    # The same delivery may run twice at once, in threads, if the broker is a bad one.
+    unfinished: dict[tuple[Any, ...], list[Run]] = defaultdict(list)
     runs: list[Run] = []
     for line in lines:
         if line['event'] not in ('start', 'end'):
             continue
         who = (line['id'], line['attempt'], line['delivery'], line['worker'], line['pid'])
         if line['event'] == 'start':
-            run = unfinished[who] = Run(line['id'], line['kind'], *who[1:], start=line['at'])
+            run = Run(line['id'], line['kind'], *who[1:], start=line['at'])
+            unfinished[who].append(run)
             runs.append(run)
         else:
-            run = unfinished.pop(who)
+            run = unfinished[who].pop(0)
             run.end, run.how = line['at'], line['how']
     return sorted(runs, key=lambda run: run.start)
 

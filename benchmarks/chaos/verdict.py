@@ -145,7 +145,7 @@ def judge(
         lease: in seconds.
         durable: the server ran with ``appendfsync always``.
     """
-    course = Course(troubles, lease, durable)
+    course = Course(troubles, lease, durable, runs)
     of: dict[str, list[Run]] = defaultdict(list)
     for run in runs:
         of[run.id].append(run)
