@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -94,7 +95,7 @@ class Storm:
     def produce(self) -> None:
         """Until as many tasks, kills and seconds have passed as were asked for."""
         world, settings = self._world, self._world.settings
-        deck, calm = Deck(world.rng), time.monotonic() + START
+        deck, calm = Deck(random.Random(settings.seed)), time.monotonic() + START
         due = None
         while not self._enough():
             world.turn()
