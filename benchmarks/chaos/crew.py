@@ -50,7 +50,7 @@ def worker_place(name: str, pool: str, slots: int, behind: bool = False, clock: 
 PLACES = (
     worker_place('w1', 'prefork', 3),
     worker_place('w2', 'prefork', 2, behind=True),
-    worker_place('w3', 'threads', 4),
+    worker_place('w3', 'threads', 8),
     worker_place('w4', 'prefork', 2, clock='steps'),
     worker_place('w5', 'prefork', 4, behind=True),
     worker_place('w6', 'prefork', 2, clock='ahead'),
