@@ -11,6 +11,7 @@ from urllib.parse import quote
 
 import redis
 import redis.exceptions
+from kombu.exceptions import OperationalError
 from kombu.transport import virtual
 from kombu.utils.url import maybe_sanitize_url
 
@@ -61,7 +62,12 @@ class Transport(virtual.Transport):
         ConnectionLost,
         OSError,
     )
-    connection_errors = (*virtual.Transport.connection_errors, *recoverable_connection_errors)
+    #: Celery connects anew on these.  The last one is what a publish raises that must not wait.
+    connection_errors = (
+        *virtual.Transport.connection_errors,
+        *recoverable_connection_errors,
+        OperationalError,
+    )
     channel_errors = (*virtual.Transport.channel_errors, redis.exceptions.ResponseError)
     recoverable_channel_errors = ()
 

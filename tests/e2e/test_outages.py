@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from kombu.exceptions import OperationalError
 
+from kombu_reliable.scripts import script
 from tests.support.faults import (
     assert_each_ran_once,
     assert_quiet,
@@ -342,3 +343,18 @@ def test_a_publish_outlasts_a_short_outage_and_gives_up_after_a_long_one(
     wait_for(lambda: counts(fleet, own_server).ready >= 3, 5, 'the third')
     assert counts(fleet, own_server).ready == 3
     fleet.close()
+
+
+def test_a_worker_whose_server_goes_away_while_it_starts_tries_again(
+    proxied: tuple[Fleet, Proxy],
+) -> None:
+    """Its broadcasts for other workers come from the thread of the event loop, where no publish
+    may wait for a server: they fail, and the worker must not end of it."""
+    fleet, proxy = proxied
+    digest = script('fanout').sha
+    for number in (1, 2):
+        proxy.drop_request(number, lambda command: command.sha == digest)
+    worker = fleet.start(concurrency=1, ready=False)
+    worker.wait_for_log(' ready.')
+    assert 'Connection to broker lost' in worker.text(), 'it was lost at another moment'
+    assert task(fleet.app(), 'run', value='x').apply_async().get(20) == 'x'
