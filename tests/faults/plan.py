@@ -1,0 +1,149 @@
+"""Which faults befall which calls, and all of them at once on a machine that mostly waits."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+import traceback
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
+from typing import Any
+
+from kombu_reliable.keys import Keys
+from kombu_reliable.options import Options
+from kombu_reliable.store import Operations, Store
+from tests.faults import of_ext, of_schedules, of_store, of_transport
+from tests.faults.kinds import AT_A_CALL, BEFORE, Kindred
+from tests.faults.running import Clean, Outcome, Point, run_clean, run_point
+from tests.faults.table import TABLE, Operation
+from tests.support.servers import Server
+
+__all__ = ('every_point', 'know_scripts', 'run_all', 'run_cleanly', 'sample')
+
+#: Modules that fill the table.
+PARTS = (of_store, of_transport, of_ext, of_schedules)
+
+#: Runs at once.  They wait for timeouts most of the time.
+AT_ONCE = 12
+
+#: After so many seconds without an end a run counts as hanging.
+STUCK = 90.0
+
+Servers = Callable[[Operation], Server]
+
+
+def know_scripts(server: Server) -> None:
+    """Has a server know all scripts, as one does that has been used before."""
+    with server.client() as client:
+        Store(client, Operations(Keys(), Options())).load_scripts()
+
+
+def every_point(operation: Operation, clean: Clean) -> Iterator[Point]:
+    """Each fault at each call, and those that befall what is idle before."""
+    for call in clean.calls:
+        yield from (Point(operation, fault, call) for fault in AT_A_CALL)
+    yield from (Point(operation, fault) for fault in BEFORE)
+
+
+def sample(operation: Operation, clean: Clean) -> Iterator[Point]:
+    """Each fault at one of the calls, the same in each run."""
+    for fault in AT_A_CALL:
+        at = zlib.crc32(f'{operation.name} {fault.name}'.encode()) % len(clean.calls)
+        yield Point(operation, fault, clean.calls[at])
+    yield Point(operation, BEFORE[zlib.crc32(operation.name.encode()) % len(BEFORE)])
+
+
+def run_cleanly(servers: Servers, operations: Iterable[Operation]) -> dict[str, Clean]:
+    """All of them without a fault."""
+    chosen = list(operations)
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        futures = {
+            one.name: pool.submit(run_clean, servers(one), one) for one in chosen
+        }  # fmt: skip
+        wait(futures.values(), STUCK)
+        broken = [
+            f'{name}: {future.exception() if future.done() else "hangs"!r}'
+            for name, future in futures.items()
+            if not future.done() or future.exception()
+        ]
+        assert not broken, 'without a fault fail\n' + '\n'.join(broken)
+        return {name: future.result() for name, future in futures.items()}
+
+
+def run_all(
+    servers: Servers,
+    points: Iterable[Point],
+    clean: dict[str, Clean],
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> list[Outcome]:
+    """Runs points, many at once.
+
+    Raises:
+        AssertionError: some hang; it shows where.
+    """
+    chosen = list(points)
+    pool = ThreadPoolExecutor(AT_ONCE, thread_name_prefix='fault')
+    try:
+        waiting = {
+            pool.submit(run_point, servers(one.operation), one, clean[one.operation.name])
+            for one in chosen
+        }
+        outcomes: list[Outcome] = []
+        while waiting:
+            done, waiting = wait(waiting, STUCK, 'FIRST_COMPLETED')
+            if not done:
+                raise AssertionError(f'nothing ends any more:\n{_stacks()}')
+            outcomes += [future.result() for future in done]
+            progress(len(outcomes), len(chosen))
+        return outcomes
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _stacks() -> str:
+    frames: dict[int, Any] = sys._current_frames()
+    return '\n'.join(''.join(traceback.format_stack(frame)) for frame in frames.values())
+
+
+def main(wanted: list[str]) -> None:
+    """``python -m tests.faults.plan [part of a name] ...``: every fault at every call."""
+    usual, safe = (Server('valkey', appendfsync=how, databases=2_000) for how in ('no', 'always'))
+    with usual, safe:
+        for server in (usual, safe):
+            know_scripts(server)
+
+        def servers(operation: Operation) -> Server:
+            return safe if operation.safe else usual
+
+        chosen = [
+            one for name, one in TABLE.items()
+            if not wanted or any(part in name for part in wanted)
+        ]  # fmt: skip
+        clean = run_cleanly(servers, chosen)
+        for name, one in clean.items():
+            print(f'{name}: {one.seconds:.2f} s, {len(one.calls)} calls:', *one.calls)
+        if os.environ.get('KR_FAULTS') == 'none':
+            return
+        points = [point for one in chosen for point in every_point(one, clean[one.name])]
+        start = time.monotonic()
+        outcomes = run_all(servers, points, clean, _show)
+        for outcome in outcomes:
+            if outcome.problem:
+                print(f'\n*** {outcome.point}\n{outcome.problem}')
+        fired = sum(outcome.fired for outcome in outcomes)
+        wrong = sum(bool(outcome.problem) for outcome in outcomes)
+        print(
+            f'{len(points)} points, {fired} faults befell, {wrong} wrong,'
+            f' {time.monotonic() - start:.0f} s'
+        )
+
+
+def _show(done: int, total: int) -> None:
+    if done % 100 == 0 or done == total:
+        print(f'{done} of {total}', file=sys.stderr, flush=True)
+
+
+if __name__ == '__main__':
+    main(sys.argv[1:])
