@@ -31,6 +31,7 @@ OTHERS_LEFT_OUT = {'sch:': frozenset({'rev', 'at', 'due'})}
 IN_ORDER = ('r:', 'rt:', 'tq:', 'n:')
 
 _SCRUBBED = (
+    (re.compile(r"""envelope=b('(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")"""), 'envelope'),
     (re.compile(r'\d{4}-\d\d-\d\d[T ][\d:.+Z-]+'), '<time>'),
     (re.compile(r'datetime\.datetime\([^)]*(?:\([^)]*\))?[^)]*\)'), '<time>'),
     (re.compile(r'\d{10,}(?:[.-]\d+)?'), '#'),

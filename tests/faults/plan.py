@@ -26,7 +26,7 @@ __all__ = ('every_point', 'know_scripts', 'run_all', 'run_cleanly', 'sample')
 PARTS = (of_store, of_transport, of_ext, of_schedules)
 
 #: Runs at once.  They wait for timeouts most of the time.
-AT_ONCE = 12
+AT_ONCE = int(os.environ.get('KR_AT_ONCE', 12))
 
 #: After so many seconds without an end a run counts as hanging.
 STUCK = 90.0
@@ -76,7 +76,7 @@ def run_all(
     servers: Servers,
     points: Iterable[Point],
     clean: dict[str, Clean],
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Callable[[list[Outcome], int], None] = lambda outcomes, total: None,
 ) -> list[Outcome]:
     """Runs points, many at once.
 
@@ -95,8 +95,9 @@ def run_all(
             done, waiting = wait(waiting, STUCK, 'FIRST_COMPLETED')
             if not done:
                 raise AssertionError(f'nothing ends any more:\n{_stacks()}')
-            outcomes += [future.result() for future in done]
-            progress(len(outcomes), len(chosen))
+            for future in done:
+                outcomes.append(future.result())
+                progress(outcomes, len(chosen))
         return outcomes
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
@@ -129,9 +130,7 @@ def main(wanted: list[str]) -> None:
         points = [point for one in chosen for point in every_point(one, clean[one.name])]
         start = time.monotonic()
         outcomes = run_all(servers, points, clean, _show)
-        for outcome in outcomes:
-            if outcome.problem:
-                print(f'\n*** {outcome.point}\n{outcome.problem}')
+        _tell_times(outcomes)
         fired = sum(outcome.fired for outcome in outcomes)
         wrong = sum(bool(outcome.problem) for outcome in outcomes)
         print(
@@ -140,9 +139,22 @@ def main(wanted: list[str]) -> None:
         )
 
 
-def _show(done: int, total: int) -> None:
+def _tell_times(outcomes: list[Outcome]) -> None:
+    by_fault: dict[str, list[Outcome]] = {}
+    for outcome in outcomes:
+        by_fault.setdefault(str(outcome.point.fault), []).append(outcome)
+    for name, found in by_fault.items():
+        mean = sum(one.seconds for one in found) / len(found)
+        again = sum(one.attempts > 1 for one in found)
+        print(f'{name}: {len(found)}, {mean:.2f} s each, {again} repeated')
+
+
+def _show(outcomes: list[Outcome], total: int) -> None:
+    done, last = len(outcomes), outcomes[-1]
+    if last.problem:
+        print(f'\n*** {last.point}\n{last.problem}', flush=True)
     if done % 100 == 0 or done == total:
-        print(f'{done} of {total}', file=sys.stderr, flush=True)
+        print(f'{done} of {total}', flush=True)
 
 
 if __name__ == '__main__':

@@ -190,7 +190,7 @@ def _run(world: World, point: Point, clean: Clean, outcome: Outcome) -> None:
         fault.over.wait(10)
     allowed = (clean.result, *(_told(one) for one in operation.again if outcome.attempts > 1))
     if not isinstance(result, Refused) and _told(result) not in allowed:
-        raise Wrong(f'gives {_told(result)} after {outcome.attempts} attempts, not {allowed}')
+        raise Wrong(f'gives {_told(result)} after {outcome.attempts} attempts, not {allowed}'[:3000])
     _rest(world)
     _check_after(world, operation, clean)
 

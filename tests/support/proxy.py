@@ -501,7 +501,11 @@ class Link:
             case Kind.SILENT_REPLIES:
                 await _for_ever(fault)
             case Kind.LATE_REPLY:
-                await asyncio.sleep(fault.seconds)
+                try:
+                    await asyncio.sleep(fault.seconds)
+                except asyncio.CancelledError:
+                    fault.over.set()  # the client has hung up
+                    raise
         return fault.kind in (Kind.CUT_REPLY, Kind.RESET_REPLY, Kind.TORN_REPLY)
 
 
