@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import redis.exceptions
+
 from kombu_reliable import Gap, InvalidArgument
 from kombu_reliable import JobEvent as StoredEvent
 
@@ -23,6 +25,9 @@ EVENTS = (
     'put', 'popped', 'completed', 'failed', 'canceled', 'stalled', 'retried', 'throttled', 'track',
     'untrack', 'requeued', 'released', 'replaced', 'moved', 'replayed', 'gap',
 )  # fmt: skip
+
+#: What tells that the server is away.
+_AWAY = (redis.exceptions.ConnectionError, redis.exceptions.TimeoutError, OSError)
 
 #: How soon a subscription notices that it was ended, in seconds.
 TURN = 0.5
@@ -78,7 +83,8 @@ class Events:
         Args:
             since: what comes after this: the position of an event, a time, or ``'0'`` for all
                 that are kept.  None: what comes after this call.
-            timeout: ends when nothing has come for so many seconds; None: never.
+            timeout: ends when nothing has come for so many seconds; None: never.  If the server
+                is away then, that is raised: there may be events.
         """
         if isinstance(since, datetime):
             aware = since if since.tzinfo else since.replace(tzinfo=self._extension.app.timezone)
@@ -149,6 +155,8 @@ class Subscription:
                     if self._closed.is_set():
                         return
                     self._tell(event)
+            except _AWAY:
+                self._closed.wait(TURN)
             except Exception:
                 logger.exception('events cannot be read; trying again')
                 self._closed.wait(TURN)
