@@ -24,8 +24,7 @@ def looks(w: World) -> Act:
     with_one(w)
     schedules = w.ext.schedules
     return lambda: (
-        schedules['s'], schedules.get('z'), 's' in schedules, list(schedules), len(schedules),
-        schedules.names(), schedules.page(), schedules['s'].history(), schedules['s'].refresh(),
+        's' in schedules, list(schedules), len(schedules), schedules['s'].refresh().history(),
     )  # fmt: skip
 
 
@@ -64,6 +63,7 @@ def delete(w: World) -> Act:
 @operation()
 def run_now(w: World) -> Act:
     schedule = with_one(w)
+    w.have_published()
 
     def act() -> Any:
         schedule.run_now()

@@ -221,7 +221,7 @@ def load_scripts(w: World) -> Act:
     return lambda: w.store.load_scripts([script('pause'), script('notice')])
 
 
-@operation(again=[False])
+@operation(again=[False], cold=True)
 def pause(w: World) -> Act:
     return lambda: w.store.jobs.pause('q')
 

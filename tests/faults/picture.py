@@ -11,9 +11,9 @@ import redis
 from kombu_reliable.keys import FAMILIES
 from tests.faults.world import World
 
-__all__ = ('differences', 'picture', 'scrub')
+__all__ = ('differences', 'picture', 'scrub', 'without')
 
-Picture = dict[str, Any]
+Picture = dict[str, list[Any]]
 
 #: Families that may differ: numbers of publishers, hints to wake up, tokens of lost runs, and
 #: names that are told to those who list queues.
@@ -70,8 +70,9 @@ def picture(world: World, but: Iterable[str] = ()) -> Picture:
             continue
         content = _content(client, key, short)
         if content:
-            found[scrub(short)] = content
-    return found
+            # Jobs with random ids have the same name here.
+            found.setdefault(scrub(short), []).append(content)
+    return {name: sorted(contents, key=repr) for name, contents in found.items()}
 
 
 def _is_of(short: str, families: Iterable[str]) -> bool:
@@ -106,7 +107,7 @@ def _text(short: str, value: bytes | None) -> Any:
     if short.startswith('j:'):
         # The envelope is packed, and holds times; that it is a message is told elsewhere.
         length = int(value[17:21])
-        return scrub(value[:4]), value[21 : 21 + length].decode()
+        return value[1:4].decode(), value[21 : 21 + length].decode()
     return scrub(value)
 
 
@@ -136,6 +137,12 @@ def _members(short: str, members: list[tuple[bytes, float]]) -> list[Any]:
         return sorted(name.decode().partition(':')[2] for name, _ in members)
     names = [scrub(name) for name, _ in members]
     return names if _is_of(short, IN_ORDER) else sorted(names)
+
+
+def without(whole: Picture, families: Iterable[str]) -> Picture:
+    """A picture without some families."""
+    chosen = tuple(families)
+    return {name: content for name, content in whole.items() if not _is_of(name, chosen)}
 
 
 def differences(one: Picture, other: Picture) -> str:

@@ -18,9 +18,10 @@ from kombu.exceptions import OperationalError
 from kombu_reliable import ConnectionLost
 from tests.faults.calls import Call, calls_of
 from tests.faults.kinds import TIMEOUT, Idle, Kindred, strike
-from tests.faults.picture import Picture, differences, picture, scrub
+from tests.faults.picture import Picture, differences, picture, scrub, without
 from tests.faults.table import Operation
 from tests.faults.world import World, open_world
+from tests.support.proxy import Kind
 from tests.support.servers import Server
 from tests.support.wait import wait_for
 
@@ -111,7 +112,7 @@ class Wrong(AssertionError):
 def run_clean(server: Server, operation: Operation) -> Clean:
     """Runs an operation without a fault, twice: only what is the same each time counts."""
     with open_world(server, next_database()) as world:
-        act = operation.prepare(world)
+        act = _prepared(world, operation)
         before = picture(world, operation.loose)
         world.proxy.clear()
         ran: set[CodeType] = set()
@@ -122,6 +123,13 @@ def run_clean(server: Server, operation: Operation) -> Clean:
         _rest(world)
         after = picture(world, operation.loose)
     return Clean(list(calls_of(commands)), before, after, _told(result), seconds, ran)
+
+
+def _prepared(world: World, operation: Operation) -> Callable[[], Any]:
+    act = operation.prepare(world)
+    if not operation.cold and 'ext' not in world.__dict__:
+        world.connection.connect()
+    return act
 
 
 def _profiled(act: Callable[[], Any], ran: set[CodeType]) -> Any:
@@ -164,7 +172,7 @@ def run_point(server: Server, point: Point, clean: Clean) -> Outcome:
 
 def _run(world: World, point: Point, clean: Clean, outcome: Outcome) -> None:
     operation = point.operation
-    act = operation.prepare(world)
+    act = _prepared(world, operation)
     fault = None
     if isinstance(point.fault, Idle):
         point.fault.befall(world.proxy)
@@ -192,7 +200,8 @@ def _run(world: World, point: Point, clean: Clean, outcome: Outcome) -> None:
     if not isinstance(result, Refused) and _told(result) not in allowed:
         raise Wrong(f'gives {_told(result)} after {outcome.attempts} attempts, not {allowed}'[:3000])
     _rest(world)
-    _check_after(world, operation, clean)
+    late = fault is not None and fault.kind is Kind.LATE_REQUEST
+    _check_after(world, operation, clean, operation.late if late else ())
 
 
 @dataclass
@@ -248,13 +257,15 @@ def _check_whole(world: World, operation: Operation, clean: Clean, failed: Faile
         ) from None
 
 
-def _check_after(world: World, operation: Operation, clean: Clean) -> None:
+def _check_after(
+    world: World, operation: Operation, clean: Clean, late: tuple[str, ...]
+) -> None:
     now: Picture = {}
 
     def same() -> bool:
         nonlocal now
         now = picture(world, operation.loose)
-        return now == clean.after
+        return without(now, late) == without(clean.after, late)
 
     try:
         wait_for(same, 3.0)

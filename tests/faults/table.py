@@ -29,6 +29,9 @@ class Operation:
         steps: why an error may leave a part of it done; the repetition does the rest.
         loose: families of keys in which a fault may leave a trace.
         patience: how many seconds longer than usual it may take.
+        late: families in which a request may leave a trace that arrives when all is over: it was
+            given up, repeated, and followed by its opposite.
+        cold: nothing is connected before.
         safe: it needs a server with a log.
         slow: with faults it takes so long that it is left to the long run.
         errors: classes of errors that tell it as well.
@@ -40,6 +43,8 @@ class Operation:
     steps: str = ''
     loose: tuple[str, ...] = ()
     patience: float = 0.0
+    late: tuple[str, ...] = ()
+    cold: bool = False
     safe: bool = False
     slow: bool = False
     errors: tuple[type[Exception], ...] = ()

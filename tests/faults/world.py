@@ -67,6 +67,11 @@ class World:
         """Not connected yet."""
         return self._connect(self.url, self.options)
 
+    @cached_property
+    def publishing(self) -> Connection:
+        """Another one to the same server, for those who consume and publish."""
+        return self._connect(self.url, self.options)
+
     @property
     def store(self) -> Store:
         """Not connected yet."""
@@ -78,6 +83,12 @@ class World:
         extension = self._install(self.url, self.options)
         assert extension.store.now()
         return extension
+
+    def have_published(self) -> None:
+        """Has a connection from which the program has published before."""
+        with self.ext.app.producer_pool.acquire(block=True) as producer:
+            producer.connection.ensure_connection()
+            assert producer.channel
 
     # -- past the proxy ----------------------------------------------------------
 
