@@ -8,8 +8,7 @@ from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import redis.exceptions
-
+from celery_ext.away import AWAY
 from kombu_reliable import Gap, InvalidArgument
 from kombu_reliable import JobEvent as StoredEvent
 
@@ -25,9 +24,6 @@ EVENTS = (
     'put', 'popped', 'completed', 'failed', 'canceled', 'stalled', 'retried', 'throttled', 'track',
     'untrack', 'requeued', 'released', 'replaced', 'moved', 'replayed', 'gap',
 )  # fmt: skip
-
-#: What tells that the server is away.
-_AWAY = (redis.exceptions.ConnectionError, redis.exceptions.TimeoutError, OSError)
 
 #: How soon a subscription notices that it was ended, in seconds.
 TURN = 0.5
@@ -155,7 +151,7 @@ class Subscription:
                     if self._closed.is_set():
                         return
                     self._tell(event)
-            except _AWAY:
+            except AWAY:
                 self._closed.wait(TURN)
             except Exception:
                 logger.exception('events cannot be read; trying again')

@@ -123,14 +123,15 @@ def looks_at_jobs(w: World) -> Act:
     return act
 
 
-@operation(again=['unknown'])
+@operation(again=['requested', 'unknown'])
 def cancel(w: World) -> Act:
+    """If the first answer was lost nobody knows whether a worker had it."""
     w.have('a')
     assert w.ext
     return lambda: w.ext.jobs.cancel('a')
 
 
-@operation()
+@operation(steps='it is taken from its worker, then all workers are told', loose=['s:'])
 def cancel_one_that_runs(w: World) -> Act:
     """All workers hear of it, however often it is asked."""
     heard = Hearing(w)
@@ -146,7 +147,7 @@ def cancel_one_that_runs(w: World) -> Act:
     return act
 
 
-@operation()
+@operation(steps='what is queued is removed, then all workers are told', loose=['s:'])
 def revoke(w: World) -> Act:
     heard = Hearing(w)
     w.have('a')
@@ -359,7 +360,7 @@ def looks_at_tags(w: World) -> Act:
     )  # fmt: skip
 
 
-@operation(steps='step by step')
+@operation(steps='step by step', loose=['s:'])
 def tagged_cancel(w: World) -> Act:
     heard = Hearing(w)
     w.have('a', 'b', tags=['x'])

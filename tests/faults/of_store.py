@@ -497,7 +497,7 @@ def declare_schedules(w: World) -> Act:
     declarations = [Declaration(name, 'digest', '{}', '{}', rules, Timing(at, at)) for name in 'st']
 
     def act() -> Any:
-        living, words = w.store.schedules(TICKS).declare('set', declarations)
+        _, words = w.store.schedules(TICKS).declare('set', declarations)
         return len(words)
 
     return act

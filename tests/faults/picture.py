@@ -32,11 +32,11 @@ IN_ORDER = ('r:', 'rt:', 'tq:', 'n:')
 
 _SCRUBBED = (
     (re.compile(r"""envelope=b('(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")"""), 'envelope'),
+    (re.compile(r'[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}'), '<id>'),
     (re.compile(r'\d{4}-\d\d-\d\d[T ][\d:.+Z-]+'), '<time>'),
     (re.compile(r'datetime\.datetime\([^)]*(?:\([^)]*\))?[^)]*\)'), '<time>'),
     (re.compile(r'\d{10,}(?:[.-]\d+)?'), '#'),
     (re.compile(r'~\d+~'), '~#~'),
-    (re.compile(r'[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}'), '<id>'),
     (re.compile(r'(?<![\w-])[\w-]{22}(?![\w-])'), '<id>'),
     (re.compile(r'0x[0-9a-f]+'), '<address>'),
     (re.compile(r'\bt#(\.\d+)?'), '<token>'),
@@ -78,8 +78,7 @@ def picture(world: World, but: Iterable[str] = ()) -> Picture:
 def _is_of(short: str, families: Iterable[str]) -> bool:
     assert all(one in FAMILIES.values() for one in families), families
     return any(
-        short.startswith(family) if family.endswith(':') else short == family
-        for family in families
+        short.startswith(family) if family.endswith(':') else short == family for family in families
     )
 
 

@@ -18,12 +18,12 @@ from celery_ext.backend import ReliableBackend
 from celery_ext.current import CurrentJob
 from celery_ext.firing import Firer
 from celery_ext.installation import Extension
-from kombu_reliable.store import Store
+from kombu_reliable.store import Store, presence
 from kombu_reliable.store import dependencies as stored_dependencies
 from kombu_reliable.store import events as stored_events
 from kombu_reliable.store import jobs as stored_jobs
-from kombu_reliable.store import presence, stats as stored_stats
 from kombu_reliable.store import schedules as stored_schedules
+from kombu_reliable.store import stats as stored_stats
 from kombu_reliable.store import tags as stored_tags
 from kombu_reliable.store import throttles as stored_throttles
 from kombu_reliable.transport import Transport

@@ -24,8 +24,8 @@ class Operation:
     Args:
         name: of the operation.
         prepare: makes what there is before, past the proxy; returns the operation.
-        again: what a repetition may give besides, because it was done the first time: values, and
-            classes of errors.
+        again: what else may come of a repetition, the operation's own or the caller's, because it
+            was done the first time: values; and of the caller's, classes of errors.
         steps: why an error may leave a part of it done; the repetition does the rest.
         loose: families of keys in which a fault may leave a trace.
         patience: how many seconds longer than usual it may take.

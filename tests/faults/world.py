@@ -43,9 +43,13 @@ class World:
         server: the server.
         database: the number of an empty database of it.
         proxy: stands between.
+        timeout: the socket timeout of those who go through the proxy.
     """
 
-    def __init__(self, server: Server, database: int, proxy: Proxy) -> None:
+    def __init__(
+        self, server: Server, database: int, proxy: Proxy, timeout: float = TIMEOUT
+    ) -> None:
+        self.timeout = timeout
         self.server = server
         self.database = database
         self.proxy = proxy
@@ -60,7 +64,8 @@ class World:
 
     @cached_property
     def options(self) -> dict[str, Any]:
-        return {'lease': LEASE, 'socket_timeout': TIMEOUT, 'socket_connect_timeout': TIMEOUT}
+        timeouts = dict.fromkeys(('socket_timeout', 'socket_connect_timeout'), self.timeout)
+        return {'lease': LEASE, **timeouts}
 
     @cached_property
     def connection(self) -> Connection:
@@ -123,13 +128,11 @@ class World:
 
     def _install(self, url: str, options: dict[str, Any]) -> Extension:
         with _making:
-            app = Celery(
-                f'faults-{self.database}', broker=url, backend=url, set_as_current=False
-            )
+            app = Celery(f'faults-{self.database}', broker=url, backend=url, set_as_current=False)
             app.conf.update(
                 broker_transport_options=dict(options),
-                redis_socket_timeout=TIMEOUT,
-                redis_socket_connect_timeout=TIMEOUT,
+                redis_socket_timeout=self.timeout,
+                redis_socket_connect_timeout=self.timeout,
             )
             extension = celery_ext.install(app)
             _define_tasks(app)
@@ -208,10 +211,16 @@ def _close_app(app: Celery) -> None:
     if consumer is not None:
         consumer.stop()
         consumer._pubsub = None
-    for group in (pools.producers, pools.connections):
-        for number in [one for one, pool in group.items() if _belongs(pool, app)]:
-            dict.pop(group, number).force_close_all()
-    app.close()
+    with _making:
+        found = [
+            dict.pop(group, number)
+            for group in (pools.producers, pools.connections)
+            for number, pool in list(group.items())
+            if _belongs(pool, app)
+        ]
+        app.close()
+    for pool in found:
+        pool.force_close_all()
 
 
 def _belongs(pool: Any, app: Celery) -> bool:
@@ -227,12 +236,12 @@ def _quietly(close: Any) -> None:
 
 
 @contextlib.contextmanager
-def open_world(server: Server, database: int) -> Iterator[World]:
+def open_world(server: Server, database: int, timeout: float = TIMEOUT) -> Iterator[World]:
     """An empty database with everything that an operation may need."""
     with server.client(db=database) as client:
         client.flushdb()
     with Proxy(('127.0.0.1', server.port)) as proxy:
-        world = World(server, database, proxy)
+        world = World(server, database, proxy, timeout)
         try:
             yield world
         finally:
