@@ -9,6 +9,7 @@ from typing import Any
 from celery.exceptions import TimeoutError as ResultTimeout
 
 from celery_ext import Throttle
+from celery_ext.current import CurrentJob
 from kombu_reliable import DuplicateJob, UnknownJob, WrongState
 from tests.faults.table import Act, operation
 from tests.faults.world import QUEUE, TASK, World
@@ -101,6 +102,13 @@ def canvas(w: World) -> Act:
     return act
 
 
+#: What a job tells of itself, as it was when it was looked at.
+READ = (
+    'completed_at', 'deliveries', 'dependency_policy', 'dependents', 'due', 'failure', 'history',
+    'progress', 'published_at', 'result', 'throttles', 'worker',
+)  # fmt: skip
+
+
 # -- jobs ----------------------------------------------------------------------------
 
 
@@ -118,6 +126,7 @@ def looks_at_jobs(w: World) -> Act:
             'z' in jobs, jobs.by_key('b', '=b'), jobs.tagged('x'), jobs.tracked(),
             jobs.in_state('failed'), jobs.failed(), job.refresh().state, job.task, job.args,
             job.kwargs, list(job.depends_on), len(job.depends_on), job.depends_on.total,
+            [(name, getattr(job, name)) for name in READ],
         )  # fmt: skip
 
     return act
@@ -266,6 +275,30 @@ def job_depends_on_less(w: World) -> Act:
         return list(job.depends_on)
 
     return act
+
+
+@operation(loose=['x:'], steps='one step after the other')
+def current_job(w: World) -> Act:
+    """What a task tells of itself; a line may stand there twice."""
+    w.have('a', tags=['x'])
+    held = w.lease()[0]
+    current = CurrentJob(w.ext, 'a', held.token, held.id)
+
+    def act() -> Any:
+        current.log('here', {'n': 1})
+        current.progress(0.5)
+        current.tag('y')
+        current.untag('x')
+        return current.look().tags
+
+    return act
+
+
+@operation()
+def opens_its_store(w: World) -> Act:
+    """By which the server hears to whom ends are told."""
+    extension = w.unopened()
+    return lambda: extension.store.now() > 0
 
 
 # -- queues and dead letters ---------------------------------------------------------

@@ -12,6 +12,9 @@ from tests.faults.world import TASK, World
 
 HOURLY = 3600
 
+#: What a schedule tells of itself, as it was when it was looked at.
+READ = ('declared', 'last_run', 'next_run', 'runs', 'state', 'task', 'when')
+
 
 def with_one(w: World, **settings: Any) -> Any:
     """A schedule, as seen through the proxy."""
@@ -21,10 +24,11 @@ def with_one(w: World, **settings: Any) -> Any:
 
 @operation()
 def looks(w: World) -> Act:
-    with_one(w)
+    schedule = with_one(w)
     schedules = w.ext.schedules
     return lambda: (
         's' in schedules, list(schedules), len(schedules), schedules['s'].refresh().history(),
+        schedules.names(), [(name, getattr(schedule, name)) for name in READ],
     )  # fmt: skip
 
 

@@ -6,9 +6,11 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import redis
 from kombu import Consumer, Exchange, Queue
 from kombu.exceptions import ChannelError
 
+from kombu_reliable import Verdict
 from tests.faults.table import Act, operation
 from tests.faults.world import LEASE, World
 from tests.support.wait import wait_for
@@ -382,6 +384,68 @@ def consume_and_ack_several_at_once(w: World) -> Act:
             message.ack(multiple=True)
 
     return Consuming(w, 2, settle)
+
+
+@operation(patience=AFTER_A_CLAIM, loose=['x:'])
+def consume_and_settle_as_failed(w: World) -> Act:
+    """And wait until the server knows."""
+    send(w, 1)
+
+    def settle(message: Any) -> None:
+        message.begin()
+        message.settle(Verdict.FAIL, {'reason': 'error', 'group': 'g'}, wait=5.0)
+
+    return Consuming(w, 1, settle)
+
+
+@operation(patience=AFTER_A_CLAIM, loose=['x:'])
+def consume_once(w: World) -> Act:
+    """What is not to be delivered again is settled later."""
+    send(w, 1)
+    held: list[Any] = []
+
+    def settle(message: Any) -> None:
+        held.append(message)
+        message.once()
+
+    return Consuming(w, 1, settle, meanwhile=lambda: held[0].settle(Verdict.ACK))
+
+
+@operation(patience=AFTER_A_CLAIM, loose=['x:'])
+def consume_and_unlock(w: World) -> Act:
+    """The unique key is free from the start of the work on."""
+    send(w, 1, headers={'x-unique-key': 'k'})
+    held: list[Any] = []
+    gone: list[Any] = []
+
+    def settle(message: Any) -> None:
+        held.append(message)
+        while not gone:
+            try:
+                message.unlock()
+            except redis.exceptions.RedisError:
+                continue
+            gone.append(w.client.exists(w.keys.unique('k')) == 0)
+        message.ack()
+
+    consuming = Consuming(w, 1, settle)
+    return lambda: (consuming(), gone)
+
+
+@operation(patience=AFTER_A_CLAIM, loose=['x:'])
+def finish(w: World) -> Act:
+    """As a process does at its end, with what it has settled last."""
+    send(w, 1)
+    channel = w.connection.channel()
+    message = channel.basic_get('q')
+    assert message is not None
+
+    def act() -> Any:
+        message.ack()
+        channel.keeper.finish()
+        return channel.keeper.unsettled
+
+    return act
 
 
 @operation(patience=AFTER_A_CLAIM, loose=['x:'])

@@ -85,9 +85,13 @@ class World:
     @cached_property
     def ext(self) -> Extension:
         """Connected."""
-        extension = self._install(self.url, self.options)
+        extension = self.unopened()
         assert extension.store.now()
         return extension
+
+    def unopened(self) -> Extension:
+        """Not connected yet."""
+        return self._install(self.url, self.options)
 
     def have_published(self) -> None:
         """Has a connection from which the program has published before."""
