@@ -107,7 +107,9 @@ class Selection:
         reason = 'terminated' if terminate else 'canceled'
 
         def cancel(keys: list[str]) -> Sequence[str]:
-            statuses = self._cancel(keys, reason, cascade)
+            statuses, doubtful = control.cancel_surely(lambda: self._cancel(keys, reason, cascade))
+            if doubtful:
+                statuses = ['requested' if one == 'unknown' else one for one in statuses]
             held = [
                 key for key, status in zip(keys, statuses, strict=True) if status == 'requested'
             ]

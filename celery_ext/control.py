@@ -8,13 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import wraps
-from typing import Any
+from typing import Any, TypeVar
 
 from celery.app.control import Control
 
+from celery_ext.away import AWAY
 from celery_ext.broker import is_ours
 
-__all__ = ('broadcast_revoke', 'connect')
+__all__ = ('broadcast_revoke', 'cancel_surely', 'connect')
+
+T = TypeVar('T')
 
 _revoke: Callable[..., Any] = Control.revoke
 
@@ -31,6 +34,19 @@ def connect() -> None:
 def broadcast_revoke(app: Any, task_id: str | list[str], terminate: bool, signal: str) -> None:
     """Celery's own message to all workers."""
     _revoke(app.control, task_id, terminate=terminate, signal=signal)
+
+
+def cancel_surely(cancel: Callable[[], T]) -> tuple[T, bool]:
+    """Cancels jobs, and once more if no answer came.
+
+    Returns:
+        What was answered, and whether the answer to the first attempt is not known: then a job
+        that is unknown may have been taken from a worker.
+    """
+    try:
+        return cancel(), False
+    except AWAY:
+        return cancel(), True
 
 
 def _durable(revoke: Callable[..., Any]) -> Callable[..., Any]:

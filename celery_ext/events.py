@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from celery_ext.away import AWAY
 from kombu_reliable import Gap, InvalidArgument
 from kombu_reliable import JobEvent as StoredEvent
 
@@ -78,7 +79,8 @@ class Events:
         Args:
             since: what comes after this: the position of an event, a time, or ``'0'`` for all
                 that are kept.  None: what comes after this call.
-            timeout: ends when nothing has come for so many seconds; None: never.
+            timeout: ends when nothing has come for so many seconds; None: never.  If the server
+                is away then, that is raised: there may be events.
         """
         if isinstance(since, datetime):
             aware = since if since.tzinfo else since.replace(tzinfo=self._extension.app.timezone)
@@ -149,6 +151,8 @@ class Subscription:
                     if self._closed.is_set():
                         return
                     self._tell(event)
+            except AWAY:
+                self._closed.wait(TURN)
             except Exception:
                 logger.exception('events cannot be read; trying again')
                 self._closed.wait(TURN)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from celery_ext import control
@@ -221,10 +222,15 @@ class Jobs:
             WrongState: it is a dead letter, or has completed and is kept; discard it instead.
         """
         name = task_id(which)
-        answer: Canceled = self._store.cancel(
-            name, 'terminated' if terminate else 'canceled', cascade=cascade
+        reason = 'terminated' if terminate else 'canceled'
+        answer: Canceled
+        answer, doubtful = control.cancel_surely(
+            lambda: self._store.cancel(name, reason, cascade=cascade)
         )
-        if answer == 'requested':
+        if doubtful and answer == 'unknown':
+            answer = 'requested'
+        # Whoever asks again after an error means a process that may still run.
+        if answer == 'requested' or (terminate and answer == 'unknown'):
             control.broadcast_revoke(self._extension.app, name, terminate, signal)
         return answer
 
@@ -233,9 +239,13 @@ class Jobs:
         waits, knows no error for what is gone, and lets run what runs, unless ``terminate``.
         """
         reason = 'terminated' if terminate else 'revoked'
-        for name in ids:
+
+        def revoke(name: str) -> None:
             with contextlib.suppress(WrongState):  # a dead letter runs no more, and stays
                 self._store.cancel(name, reason, cascade=True, spare=not terminate)
+
+        for name in ids:
+            control.cancel_surely(partial(revoke, name))
 
     def retry(self, which: Any) -> Job:
         """Lets a dead letter run once more; see :meth:`Job.retry`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from celery.result import AsyncResult
 
+from celery_ext.away import AWAY
 from celery_ext.broker import require
 from celery_ext.definition import CHANGEABLE, Definition, define, read_definition
 from celery_ext.errors import InvalidSchedule, UnknownSchedule
@@ -175,7 +177,8 @@ class Schedule:
             extension = self._extension
             task_id, fired = ask_for_run(extension.app, extension.store, self.refresh()._info)
             if fired.outcome == 'fired':
-                self.refresh()
+                with contextlib.suppress(*AWAY):  # an error here would mean that it did not run
+                    self.refresh()
                 return extension.app.AsyncResult(task_id)
             if fired.outcome == 'overlap':
                 raise WrongState(f'the last run of {self.name!r} has not ended', 'overlap')

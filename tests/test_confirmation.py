@@ -92,6 +92,17 @@ def test_what_is_on_the_disk_survives_a_crash_of_everysec() -> None:
             assert waiting(connection) == 1
 
 
+def test_a_publish_may_wait_for_longer_than_a_renewal() -> None:
+    with (
+        Server('valkey', appendfsync='always') as server,
+        connect(server, confirm_fsync=True, confirm_timeout=1.0, lease=2) as connection,
+    ):
+        connection.Producer().publish({'n': 1}, routing_key='safe')
+        message = connection.SimpleQueue('safe').get(timeout=5)
+        message.ack()
+        assert waiting(connection) == 0
+
+
 def test_a_server_without_a_log_cannot_confirm() -> None:
     with (
         Server('valkey', appendonly='no') as server,

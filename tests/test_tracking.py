@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+import redis.exceptions
+from kombu import Connection
 
+from kombu_reliable import open_store
 from kombu_reliable.errors import InvalidArgument, InvalidMessage
 from kombu_reliable.options import Options
 from kombu_reliable.store import Store
@@ -17,6 +20,8 @@ from kombu_reliable.transport.marks import take_marks
 from kombu_reliable.transport.throttles import take_lane
 from kombu_reliable.types import Marks, Outgoing, Status
 from tests.conftest import START
+from tests.support.proxy import Proxy
+from tests.support.servers import Server
 from tests.test_scripts import (
     ACK,
     CANCEL,
@@ -470,3 +475,33 @@ def test_a_log_line_that_is_none(bench: MarkBench) -> None:
         bench.store.events.log('job', 't', 'x' * 10_000)
     with pytest.raises(InvalidArgument, match='JSON'):
         bench.store.events.log('job', 't', 'x', object())
+
+
+@pytest.fixture
+def far(server: Server, database: int) -> Iterator[tuple[Proxy, Store]]:
+    """A store behind a proxy, whose sockets are impatient."""
+    with Proxy(('127.0.0.1', server.port)) as proxy:
+        options = {'socket_timeout': 0.4}
+        url = f'reliable+{proxy.url(database)}'
+        with Connection(url, transport_options=options) as connection:
+            yield proxy, open_store(connection)
+
+
+def test_whoever_listens_in_silence_keeps_his_connection(far: tuple[Proxy, Store]) -> None:
+    """A blocking read ends before the socket takes it for lost."""
+    proxy, store = far
+    assert list(store.events.listen(timeout=1.5)) == []
+    opened = {command.connection for command in proxy.seen()}
+    assert len(opened) == 1
+
+
+def test_an_end_without_a_look_is_an_error(far: tuple[Proxy, Store]) -> None:
+    """Nobody knows whether there were events."""
+    proxy, store = far
+    events = store.events.listen('0', timeout=0.2)
+    proxy.refuse()
+    proxy.cut()
+    with pytest.raises(redis.exceptions.ConnectionError):
+        next(events)
+    proxy.heal()
+    assert list(store.events.listen('0', timeout=0.1)) == []

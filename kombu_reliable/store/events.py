@@ -115,6 +115,10 @@ class Events:
             since: what comes after this: the position of an event, a time in ms since the epoch,
                 or ``'0'`` for all that are kept.  None: what comes after this call.
             timeout: ends when nothing has come for so many seconds; None: never.
+
+        Raises:
+            redis.exceptions.ConnectionError, redis.exceptions.TimeoutError: the timeout is over,
+                and the server could not be asked.
         """
         if since is None:
             # Not when the first event is asked for: what happens until then counts.
@@ -124,21 +128,26 @@ class Events:
 
     def _listen(self, reader: _Reader, timeout: float | None) -> Iterator[JobEvent | Gap]:
         silent_since, pause = time.monotonic(), 0.0
+        # A wait that the socket does not outlast looks like a lost connection.
+        longest = min(LONGEST_WAIT, self._store.operations.options.socket_timeout / 2)
+        lost: Exception | None = None
         while True:
-            left = LONGEST_WAIT
+            left = longest
             if timeout is not None:
                 left = min(left, silent_since + timeout - time.monotonic())
             try:
                 found = reader.read(left)
-                pause = 0.0
-            except LOST:
-                found = []
+                pause, lost = 0.0, None
+            except LOST as error:
+                found, lost = [], error
                 pause = min(LONGEST_PAUSE, 2 * pause or FIRST_PAUSE)
                 time.sleep(max(0.0, min(pause, left)))
             if found:
                 yield from found
                 silent_since = time.monotonic()
             elif timeout is not None and time.monotonic() - silent_since >= timeout:
+                if lost is not None:
+                    raise lost  # there may be events
                 return
 
     # -- what a task tells of itself ---------------------------------------------

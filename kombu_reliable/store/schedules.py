@@ -289,7 +289,7 @@ class ScheduleStore:
             *firing.following.fields, firing.runs, len(lines), *lines, lane, number,
             *(part for one in messages for part in featured_fields(one)),
         )  # fmt: skip
-        return self._store.run(call)
+        return self._store.repeat(call)
 
     def _call(self, operation: str, decode: Any, *args: Any) -> Call[Any]:
         return self._operations.call(operation, decode, self._ticks, *args)

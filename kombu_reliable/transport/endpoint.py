@@ -59,6 +59,9 @@ class Endpoint:
         url, operations, lease = self.url, self.operations, self.options.lease
         options = replace(
             self.options,
+            # It does not publish, and a publish may wait for its confirmation for longer.
+            confirm_replicas=0,
+            confirm_fsync=False,
             socket_timeout=min(self.options.socket_timeout, lease / 3),
             socket_connect_timeout=min(self.options.socket_connect_timeout, lease / 3),
         )

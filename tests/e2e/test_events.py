@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import redis
 from celery.result import AsyncResult
 
 import celery_ext
@@ -51,8 +53,9 @@ class Listener:
 
     def _run(self) -> None:
         while not self._stop:
-            for event in self._events:
-                self.heard.append(event)
+            with contextlib.suppress(redis.exceptions.ConnectionError):
+                for event in self._events:
+                    self.heard.append(event)
             position = self.heard[-1].position if self.heard else None
             if not self._stop:
                 self._events = self._ext.events.listen(position or '0', timeout=0.5)

@@ -3,6 +3,8 @@
 It knows where commands and replies begin and end, so that a test can say "the server does it,
 but its reply gets lost". It runs in a thread of its own with an event loop of its own. All its
 state belongs to that thread; the public methods go there and return when the change is in force.
+
+:class:`Kind` lists all that can befall a single command.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from collections.abc import (
 )
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from enum import StrEnum
 from types import TracebackType
 from typing import Any, NamedTuple, Self, TypeVar
 
@@ -74,13 +77,58 @@ class Command:
 Match = Callable[[Command], bool]
 
 
-class Fault:
-    """The loss of one request or reply; *fired* tells the command once it has happened."""
+class Kind(StrEnum):
+    """What can befall one command. Those of requests come before the server has it."""
 
-    def __init__(self, n: int, match: Match | None) -> None:
+    #: Both connections are closed, in order or with an RST; the server does nothing.
+    CUT_REQUEST = 'drop_request'
+    RESET_REQUEST = 'reset_request'
+    #: The server gets half of it, then both are closed.
+    TORN_REQUEST = 'torn_request'
+    #: Nothing that the client sends arrives any more, and nobody closes anything.
+    SILENT_REQUESTS = 'silent_requests'
+    #: It arrives late, perhaps long after the client has given it up.
+    LATE_REQUEST = 'late_request'
+    #: It arrives, and after it the server reads the end; what it says still arrives.
+    CLOSED_TO_SERVER = 'closed_to_server'
+    #: It arrives, but the client reads the end instead of the reply. What it sends still arrives.
+    CLOSED_TO_CLIENT = 'closed_to_client'
+    #: The server has done it, and both are closed, in order or with an RST.
+    CUT_REPLY = 'drop_reply'
+    RESET_REPLY = 'reset_reply'
+    #: ... after half of the reply.
+    TORN_REPLY = 'torn_reply'
+    #: Nothing that the server says arrives any more, and nobody closes anything.
+    SILENT_REPLIES = 'silent_replies'
+    #: The reply arrives late, and so does all that follows.
+    LATE_REPLY = 'late_reply'
+
+    @property
+    def of_request(self) -> bool:
+        return self in REQUEST_KINDS
+
+
+REQUEST_KINDS = frozenset(
+    {
+        Kind.CUT_REQUEST, Kind.RESET_REQUEST, Kind.TORN_REQUEST, Kind.SILENT_REQUESTS,
+        Kind.LATE_REQUEST, Kind.CLOSED_TO_SERVER, Kind.CLOSED_TO_CLIENT,
+    }
+)  # fmt: skip
+
+
+class Fault:
+    """What befalls one command; *fired* tells which, once it has happened.
+
+    *over* is set when nothing more will come of it: when a late one has arrived.
+    """
+
+    def __init__(self, kind: Kind, n: int, match: Match | None, seconds: float = 0.0) -> None:
         if n < 1:
             raise ValueError('the first one has number 1')
+        self.kind = kind
+        self.seconds = seconds
         self.fired: Command | None = None
+        self.over = threading.Event()
         self._left = n
         self._match = match
 
@@ -238,8 +286,7 @@ class Rules:
     delay: float = 0.0
     refusing: bool = False
     forwarding: asyncio.Event = field(default_factory=asyncio.Event)
-    request_faults: list[Fault] = field(default_factory=list)
-    reply_faults: list[Fault] = field(default_factory=list)
+    faults: list[Fault] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
     commands: list[Command] = field(default_factory=list)
     errors: list[Exception] = field(default_factory=list)
@@ -268,25 +315,28 @@ class Rules:
             self.counts['delay'] += 1
         return asyncio.get_running_loop().time() + self.delay
 
-    def drops_request(self, command: Command) -> bool:
-        return self._drops('drop_request', self.request_faults, command)
+    def request_fault(self, command: Command) -> Fault | None:
+        """Return what befalls this request, if anything does."""
+        return self._fault(command, of_request=True)
 
-    def drops_reply(self, command: Command) -> bool:
-        return self._drops('drop_reply', self.reply_faults, command)
+    def reply_fault(self, command: Command) -> Fault | None:
+        return self._fault(command, of_request=False)
 
-    def _drops(self, what: str, faults: list[Fault], command: Command) -> bool:
+    def _fault(self, command: Command, of_request: bool) -> Fault | None:
         # Every fault has to count the command, so this must not stop at the first that hits.
-        fired = [fault for fault in faults if fault.hits(command)]
+        fired = [
+            fault for fault in self.faults
+            if fault.kind.of_request == of_request and fault.hits(command)
+        ]  # fmt: skip
         for fault in fired:
-            faults.remove(fault)
-            self.counts[what] += 1
-        return bool(fired)
+            self.faults.remove(fault)
+            self.counts[fault.kind] += 1
+        return fired[0] if fired else None
 
     def heal(self) -> None:
         self.delay = 0.0
         self.refusing = False
-        self.request_faults.clear()
-        self.reply_faults.clear()
+        self.faults.clear()
         self.forwarding.set()
 
 
@@ -306,6 +356,7 @@ class Link:
         self._connect = connect
         self._server: Peer | None = None
         self._outstanding = Outstanding()
+        self._muted = False
         self._requests: asyncio.Queue[tuple[bytes, Command | None] | None] = asyncio.Queue()
         self._replies: asyncio.Queue[tuple[bytes, Command | None, float] | None] = asyncio.Queue()
         self.task = asyncio.create_task(self._run())
@@ -328,9 +379,12 @@ class Link:
 
     def reset(self) -> None:
         """Break the connection at both ends without sending what is left."""
+        self._reset_peers()
+        self.task.cancel()
+
+    def _reset_peers(self) -> None:
         for peer in self._peers():
             peer.reset()
-        self.task.cancel()
 
     def _peers(self) -> list[Peer]:
         return [self._client] if self._server is None else [self._client, self._server]
@@ -387,21 +441,77 @@ class Link:
         while request := await self._requests.get():
             raw, command = request
             await self._rules.leave()
+            fault = None
             if command is not None:
-                if self._rules.drops_request(command):
+                fault = self._rules.request_fault(command)
+                if fault is not None and await self._ends_before(fault, raw, server):
+                    fault.over.set()
                     return
                 self._outstanding.add(command)
             await server.send(raw)
+            if fault is not None:
+                fault.over.set()
+                if fault.kind is Kind.CLOSED_TO_SERVER:
+                    await self._swallow_the_rest(server)
+                    return
         await self._rules.leave()
+
+    async def _ends_before(self, fault: Fault, raw: bytes, server: Peer) -> bool:
+        """Let a fault befall a request; True if the connection ends with that."""
+        match fault.kind:
+            case Kind.RESET_REQUEST:
+                self._reset_peers()
+            case Kind.TORN_REQUEST:
+                await server.send(raw[: len(raw) // 2])
+            case Kind.SILENT_REQUESTS:
+                await _for_ever(fault)
+            case Kind.LATE_REQUEST:
+                await asyncio.sleep(fault.seconds)
+            case Kind.CLOSED_TO_CLIENT:
+                self._muted = True
+                self._client.writer.write_eof()
+        return fault.kind in (Kind.CUT_REQUEST, Kind.RESET_REQUEST, Kind.TORN_REQUEST)
+
+    async def _swallow_the_rest(self, server: Peer) -> None:
+        server.writer.write_eof()
+        while await self._requests.get():
+            pass
 
     async def _forward_replies(self) -> None:
         while reply := await self._replies.get():
             raw, command, due = reply
             await self._rules.leave_after(due)
-            if command is not None and self._rules.drops_reply(command):
+            fault = None if command is None else self._rules.reply_fault(command)
+            if fault is not None and await self._ends_after(fault, raw):
+                fault.over.set()
                 return
-            await self._client.send(raw)
+            if not self._muted:
+                await self._client.send(raw)
+            if fault is not None:
+                fault.over.set()
         await self._rules.leave()
+
+    async def _ends_after(self, fault: Fault, raw: bytes) -> bool:
+        """Let a fault befall a reply; True if the connection ends with that."""
+        match fault.kind:
+            case Kind.RESET_REPLY:
+                self._reset_peers()
+            case Kind.TORN_REPLY:
+                await self._client.send(raw[: len(raw) // 2])
+            case Kind.SILENT_REPLIES:
+                await _for_ever(fault)
+            case Kind.LATE_REPLY:
+                try:
+                    await asyncio.sleep(fault.seconds)
+                except asyncio.CancelledError:
+                    fault.over.set()  # the client has hung up
+                    raise
+        return fault.kind in (Kind.CUT_REPLY, Kind.RESET_REPLY, Kind.TORN_REPLY)
+
+
+async def _for_ever(fault: Fault) -> None:
+    fault.over.set()
+    await asyncio.Event().wait()
 
 
 def _arguments(request: Message) -> list[bytes]:
@@ -500,24 +610,28 @@ class Proxy:
         if self._thread is not None:
             self._wait(self._cut())
 
-    def drop_request(self, n: int = 1, match: Match | None = None) -> Fault:
-        """Do not forward the *n*-th matching command from now on, cut its connection instead.
+    def fault(
+        self, kind: Kind, n: int = 1, match: Match | None = None, seconds: float = 0.0
+    ) -> Fault:
+        """Let something befall the *n*-th matching command, or its reply, from now on.
 
+        Replies to commands on their way already count as well. *seconds* is for what comes late.
         *match* runs in the proxy's thread and must not call the proxy.
         """
-        fault = Fault(n, match)
-        self._do(lambda: self._rules.request_faults.append(fault))
+        fault = Fault(kind, n, match, seconds)
+        self._do(lambda: self._rules.faults.append(fault))
         return fault
+
+    def drop_request(self, n: int = 1, match: Match | None = None) -> Fault:
+        """Do not forward the *n*-th matching command from now on, cut its connection instead."""
+        return self.fault(Kind.CUT_REQUEST, n, match)
 
     def drop_reply(self, n: int = 1, match: Match | None = None) -> Fault:
         """Swallow the *n*-th reply from now on to a matching command, and cut its connection.
 
-        The replies before it are delivered. Commands on their way already count as well.
-        *match* runs in the proxy's thread and must not call the proxy.
+        The replies before it are delivered.
         """
-        fault = Fault(n, match)
-        self._do(lambda: self._rules.reply_faults.append(fault))
-        return fault
+        return self.fault(Kind.CUT_REPLY, n, match)
 
     def stop_forwarding(self) -> None:
         """Hold back all bytes, and new connections; accept them, and close nothing."""
@@ -552,7 +666,7 @@ class Proxy:
     def counts(self) -> Counter[str]:
         """Return how often each fault happened.
 
-        delay: replies; cut, refuse: connections; drop_request, drop_reply: commands;
+        delay: replies; cut, refuse: connections; each :class:`Kind`: commands;
         hold: times that a connection came to a halt in one direction.
         """
         return self._do(self._rules.counts.copy)

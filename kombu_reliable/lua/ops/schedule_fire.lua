@@ -6,7 +6,8 @@
 --       the set of declarations of who fires ('' for none), how long it counts as living (ms),
 --       the next occurrence, when it fires, number of runs, number of lines of history, the lines,
 --       lane and number for the publish, then the messages as publish_featured takes them
--- Reply what was done: fired; or why nothing was published:
+-- Reply what was done: fired (without keys, if a run that somebody asked for is asked for again with
+--       the same number); or why nothing was published:
 --       late      somebody else did it, or the schedule was changed
 --       early     the time has not come
 --       overlap   the last run has not ended
@@ -95,7 +96,10 @@ if outcome == 'fired' then
   -- First of all: a full server must refuse before anything was changed.
   local reply = publish_featured(messages())
   for _, answer in ipairs(type(reply) == 'table' and reply or {reply}) do
-    if string.byte(answer) == REFUSAL then
+    if asked and answer == '' then
+      -- An attempt whose answer was lost has done it.
+      return {outcome}
+    elseif string.byte(answer) == REFUSAL then
       refusal = answer
     else
       keys[#keys + 1] = answer

@@ -1,0 +1,1 @@
+"""Every operation with every fault at every one of its calls."""

@@ -1,0 +1,83 @@
+"""Every operation of the table, with every fault at every call that it makes."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable
+
+import pytest
+
+from tests.faults.conftest import FIGURES
+from tests.faults.plan import every_point, run_all, sample
+from tests.faults.running import Clean, Outcome, Point
+from tests.faults.table import TABLE, Operation
+from tests.support.servers import Server
+
+Servers = Callable[[Operation], Server]
+
+#: Points at least, so that the proof cannot shrink unnoticed.
+FLOOR = 1_200
+FLOOR_OF_ALL = 8_000
+
+#: How many of the calls may not be made again in a run with a fault: which calls a consumer makes
+#: depends on the moment.
+MISSED = 0.1
+
+SHOWN = 5
+
+
+def judge(outcomes: list[Outcome]) -> str:
+    """All is well; says how much that was."""
+    wrong = [outcome for outcome in outcomes if outcome.problem]
+    counts = Counter(outcome.point.operation.name for outcome in wrong)
+    shown = '\n\n'.join(f'{one.point}\n{one.problem}' for one in wrong[:SHOWN])
+    assert not wrong, f'{len(wrong)} of {len(outcomes)} points are wrong: {counts}\n{shown}'
+    fired = sum(outcome.fired for outcome in outcomes)
+    assert fired >= (1 - MISSED) * len(outcomes), f'only {fired} of {len(outcomes)} faults befell'
+    operations = {outcome.point.operation.name for outcome in outcomes}
+    calls = {(outcome.point.operation.name, outcome.point.call) for outcome in outcomes}
+    again = sum(outcome.attempts > 1 for outcome in outcomes)
+    return (
+        f'{len(operations)} operations, {len(calls)} calls, {len(outcomes)} fault points, '
+        f'{fired} faults befell, {again} times the caller had to repeat'
+    )
+
+
+def run(
+    servers: Servers,
+    points: list[Point],
+    clean: dict[str, Clean],
+    record: Callable[[str, object], None],
+    progress: Callable[[list[Outcome], int], None] = lambda outcomes, total: None,
+) -> None:
+    start = time.monotonic()
+    figures = judge(run_all(servers, points, clean, progress))
+    record(FIGURES, f'{figures}, {time.monotonic() - start:.0f} s')
+
+
+def test_each_operation_with_each_fault_at_one_call(
+    servers: Servers, clean: dict[str, Clean], record_property: Callable[[str, object], None]
+) -> None:
+    points = [point for one in TABLE.values() for point in sample(one, clean[one.name])]
+    assert len(points) >= FLOOR
+    run(servers, points, clean, record_property)
+
+
+@pytest.mark.matrix
+@pytest.mark.timeout(7200)
+def test_each_operation_with_each_fault_at_each_call(
+    servers: Servers,
+    clean: dict[str, Clean],
+    record_property: Callable[[str, object], None],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def progress(outcomes: list[Outcome], total: int) -> None:
+        if len(outcomes) % 500 == 0:
+            wrong = sum(bool(outcome.problem) for outcome in outcomes)
+            with capsys.disabled():
+                print(f'\n{len(outcomes)} of {total} fault points, {wrong} wrong', flush=True)
+
+    points = [point for one in TABLE.values() for point in every_point(one, clean[one.name])]
+    assert len(points) >= FLOOR_OF_ALL
+    run(servers, points, clean, record_property, progress)
