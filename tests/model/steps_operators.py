@@ -9,7 +9,7 @@ from hypothesis.stateful import rule
 
 from kombu_reliable.store.limits import Limit
 from kombu_reliable.types import Dependencies, QueueCounts, Verdict
-from tests.model import acting, dependencies, marks, throttles
+from tests.model import acting, dependencies, invariants, marks, throttles
 from tests.model.machine import DEAD_FOR, Machine
 from tests.model.steps_producers import dependencies as dependency_lists
 from tests.model.steps_producers import limits, picks, queues, ranks, some_ids, tags
@@ -162,9 +162,7 @@ class Operators(Machine):
         for queue in self.QUEUES:
             self.pause(queue, False)
         for name in self.THROTTLES:
-            self.delete_limit(name)
-            if throttles.limit_of(self.world, name) != Limit():
-                self.set_limit(name, Limit(), 0)
+            self.set_limit(name, Limit(), 0)
         for _ in range(40):
             self.let_pass(400)
             found = self.claim('ann', 100, list(self.QUEUES)).deliveries
@@ -191,9 +189,7 @@ class Operators(Machine):
         self.ask(call, lambda: dependencies.remove(self.world, key, some))
 
     def _nothing_is_left(self) -> None:
-        from tests.model.invariants import constants
-
         assert not self.world.jobs
         assert not self.world.awaited
-        left = self.look().names - constants(self)
+        left = self.look().names - invariants.constants(self)
         assert not left
