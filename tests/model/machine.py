@@ -21,7 +21,7 @@ from kombu_reliable.store.job_operations import JobOperations
 from kombu_reliable.types import Claimed, Delivery, Outgoing, Settlement, Verdict
 from tests.model import invariants, leases, publishing
 from tests.model.snapshot import Snapshot
-from tests.model.world import World
+from tests.model.world import Job, State, World
 
 START = 1_700_000_000_000
 LEASE = 1000
@@ -99,8 +99,9 @@ class Machine(RuleBasedStateMachine):
         return self._snapshot
 
     def pick(self, number: int) -> str:
-        """The key of some job, or of one that is not there."""
-        known = [*self.world.jobs, 'unknown']
+        """The key of some job, or of one that is not there; the rare ones first."""
+        jobs = sorted(self.world.jobs.values(), key=_how_common)
+        known = [*(job.key for job in jobs), 'unknown']
         return known[number % len(known)]
 
     def publish(self, lane: str, first: int, batch: Sequence[Outgoing]) -> tuple[str, ...]:
@@ -220,6 +221,13 @@ class Machine(RuleBasedStateMachine):
 
     def _finish(self) -> None:
         """Overridden by who knows how to end everything."""
+
+
+def _how_common(job: Job) -> int:
+    if job.token is not None and job.state != 'leased':
+        return 0
+    common: tuple[State, ...] = ('failed', 'waiting', 'completed', 'throttled')
+    return common.index(job.state) if job.state in common else len(common)
 
 
 def settlement(verdict: Verdict, one: Delivery) -> Settlement:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
+from typing import Literal
 
 from hypothesis import strategies as st
-from hypothesis.stateful import rule
+from hypothesis.stateful import precondition, rule
 
 from kombu_reliable.store.limits import Limit
 from kombu_reliable.types import Dependencies, QueueCounts, Verdict
 from tests.model import acting, dependencies, invariants, marks, throttles
 from tests.model.machine import DEAD_FOR, Machine
 from tests.model.steps_producers import dependencies as dependency_lists
-from tests.model.steps_producers import limits, picks, queues, ranks, some_ids, tags
+from tests.model.steps_producers import limits, picks, queues, ranks, tags
 from tests.model.world import FOREVER, STATES, State
 
 LATER = (-500, 0, 10, 300, 1500)
@@ -21,74 +22,78 @@ names = st.sampled_from(Machine.THROTTLES)
 
 
 class Operators(Machine):
-    @rule(pick=picks, cascade=st.booleans(), spare=st.booleans())
-    def cancel(self, pick: int, cascade: bool, spare: bool) -> None:
-        key = self.pick(pick)
-        self.act(
-            'cancel', key, 'why', cascade, spare,
-            expect=lambda: acting.cancel(self.world, key, cascade=cascade, spare=spare),
-        )  # fmt: skip
+    # Few rules with many ways, so that random runs are mostly about work.
 
-    @rule(pick=picks, queue=queues)
-    def move(self, pick: int, queue: str) -> None:
-        key = self.pick(pick)
-        self.act('move', key, queue, expect=lambda: acting.move(self.world, key, queue))
+    @precondition(lambda self: self.world.jobs)
+    @rule(
+        pick=picks, way=st.sampled_from(('move', 'prioritize', 'reschedule')), queue=queues,
+        rank=ranks, later=st.sampled_from(LATER),
+    )  # fmt: skip
+    def change(self, pick: int, way: str, queue: str, rank: int, later: int) -> None:
+        key, world = self.pick(pick), self.world
+        if way == 'move':
+            self.act('move', key, queue, expect=lambda: acting.move(world, key, queue))
+        elif way == 'prioritize':
+            self.act('prioritize', key, rank, expect=lambda: acting.prioritize(world, key, rank))
+        else:
+            due = self.now + later
+            self.act('reschedule', key, due, expect=lambda: acting.reschedule(world, key, due))
+        self._look_at(key)
 
-    @rule(pick=picks, rank=ranks)
-    def prioritize(self, pick: int, rank: int) -> None:
-        key = self.pick(pick)
-        self.act('prioritize', key, rank, expect=lambda: acting.prioritize(self.world, key, rank))
+    @precondition(lambda self: self.world.jobs)
+    @rule(
+        pick=picks, way=st.sampled_from(('cancel', 'cancel', 'discard')), cascade=st.booleans(),
+        spare=st.booleans(),
+    )  # fmt: skip
+    def end(self, pick: int, way: str, cascade: bool, spare: bool) -> None:
+        key, world = self.pick(pick), self.world
+        if way == 'discard':
+            self.act('discard', key, expect=lambda: acting.discard(world, key))
+        else:
+            self.act(
+                'cancel', key, 'why', cascade, spare,
+                expect=lambda: acting.cancel(world, key, cascade=cascade, spare=spare),
+            )  # fmt: skip
 
-    @rule(pick=picks, later=st.sampled_from(LATER))
-    def reschedule(self, pick: int, later: int) -> None:
-        key, due = self.pick(pick), self.now + later
-        self.act('reschedule', key, due, expect=lambda: acting.reschedule(self.world, key, due))
-
-    @rule(pick=picks)
-    def replay(self, pick: int) -> None:
-        key = self.pick(pick)
+    @precondition(lambda self: self.world.jobs)
+    @rule(pick=picks, any_job=st.booleans())
+    def replay(self, pick: int, any_job: bool) -> None:
+        dead = [job.key for job in self.world.jobs.values() if job.state == 'failed']
+        key = dead[pick % len(dead)] if dead and not any_job else self.pick(pick)
         self.act('replay', key, expect=lambda: acting.replay(self.world, key))
 
-    @rule()
-    def replay_one(self) -> None:
-        """Most jobs are no dead letters."""
-        dead = [job.key for job in self.world.jobs.values() if job.state == 'failed']
-        for key in dead[:1]:
-            self.act('replay', key, expect=lambda: acting.replay(self.world, key))
-
-    @rule(pick=picks)
-    def discard(self, pick: int) -> None:
-        key = self.pick(pick)
-        self.act('discard', key, expect=lambda: acting.discard(self.world, key))
+    def _look_at(self, key: str) -> None:
+        if job := self.world.jobs.get(key):
+            (state, _, _, queue, *_) = self.store.run(self.jobs.inspect([key]))
+            assert (state.decode(), queue.decode()) == (job.state, job.queue)
 
     # -- dependencies, tags, tracking -----------------------------------------------------------
 
-    @rule(pick=picks, on=dependency_lists)
-    def depend(self, pick: int, on: Dependencies) -> None:
-        key = self.pick(pick)
-        call = self.store.operations.depend(key, on)
-        self.ask(call, lambda: dependencies.add(self.world, key, on))
+    @precondition(lambda self: any(job.unmet for job in self.world.jobs.values()))
+    @rule(pick=picks, on=dependency_lists, more=st.booleans())
+    def change_dependencies(self, pick: int, on: Dependencies, more: bool) -> None:
+        waiting = [job for job in self.world.jobs.values() if job.unmet]
+        key = waiting[pick].key if pick < len(waiting) else self.pick(pick)
+        if more:
+            call = self.store.operations.depend(key, on)
+            self.ask(call, lambda: dependencies.add(self.world, key, on))
+        else:
+            call = self.store.operations.undepend(key, on.on)
+            self.ask(call, lambda: dependencies.remove(self.world, key, on.on))
 
-    @rule(pick=picks, on=some_ids)
-    def undepend(self, pick: int, on: tuple[str, ...]) -> None:
+    @precondition(lambda self: self.world.jobs)
+    @rule(pick=picks, some=tags, on=st.booleans(), tag=st.booleans())
+    def change_marks(self, pick: int, some: tuple[str, ...], on: bool, tag: bool) -> None:
         key = self.pick(pick)
-        call = self.store.operations.undepend(key, on)
-        self.ask(call, lambda: dependencies.remove(self.world, key, on))
-
-    @rule(pick=picks, some=tags, give=st.booleans())
-    def tag(self, pick: int, some: tuple[str, ...], give: bool) -> None:
-        key = self.pick(pick)
-        args = (int(give), json.dumps(some), MOST_TAGS, '', key)
-        self.ask(
-            self.store.operations.call('tag', list, *args),
-            lambda: [marks.tag(self.world, key, some, give, MOST_TAGS).encode()],
-        )
-
-    @rule(pick=picks, on=st.booleans())
-    def track(self, pick: int, on: bool) -> None:
-        key = self.pick(pick)
-        call = self.store.operations.call('track', list, int(on), 'task', '', key)
-        self.ask(call, lambda: [marks.track(self.world, key, on).encode()])
+        if tag:
+            args = (int(on), json.dumps(some), MOST_TAGS, '', key)
+            self.ask(
+                self.store.operations.call('tag', list, *args),
+                lambda: [marks.tag(self.world, key, some, on, MOST_TAGS).encode()],
+            )
+        else:
+            call = self.store.operations.call('track', list, int(on), 'task', '', key)
+            self.ask(call, lambda: [marks.track(self.world, key, on).encode()])
 
     # -- queues -----------------------------------------------------------------------------------
 
@@ -97,21 +102,18 @@ class Operators(Machine):
         call = self.jobs.pause(queue, paused)
         self.ask(call, lambda: acting.pause(self.world, queue, paused))
 
-    @rule(queue=queues)
-    def purge(self, queue: str) -> None:
-        self._snapshot = None
-        assert self.store.purge(queue) == acting.purge(self.world, queue)
+    @rule(queue=queues, state=st.sampled_from(('', 'ready', 'throttled', 'delayed', 'waiting',
+                                               'failed', 'completed')))  # fmt: skip
+    def empty(self, queue: str, state: State | Literal['']) -> None:
+        if state:
+            call = self.jobs.empty(queue, state)
+            self.ask(call, lambda: acting.empty(self.world, queue, state))
+        else:
+            self._snapshot = None
+            assert self.store.purge(queue) == acting.purge(self.world, queue)
+        self._counts_agree(queue)
 
-    @rule(
-        queue=queues,
-        state=st.sampled_from(('ready', 'throttled', 'delayed', 'waiting', 'failed', 'completed')),
-    )
-    def empty(self, queue: str, state: State) -> None:
-        call = self.jobs.empty(queue, state)
-        self.ask(call, lambda: acting.empty(self.world, queue, state))
-
-    @rule(queue=queues)
-    def count(self, queue: str) -> None:
+    def _counts_agree(self, queue: str) -> None:
         counts = {state: len(self.world.those(queue, state)) for state in STATES}
         expected = QueueCounts(
             ready=counts['ready'], delayed=counts['delayed'], leased=counts['leased'],
@@ -119,13 +121,6 @@ class Operators(Machine):
             completed=counts['completed'], paused=queue in self.world.paused,
         )  # fmt: skip
         assert self.store.counts(queue) == expected
-
-    @rule(pick=picks)
-    def inspect(self, pick: int) -> None:
-        key = self.pick(pick)
-        if job := self.world.jobs.get(key):
-            (state, _, _, queue, *_) = self.store.run(self.jobs.inspect([key]))
-            assert (state.decode(), queue.decode()) == (job.state, job.queue)
 
     # -- throttles ----------------------------------------------------------------------------------
 
@@ -140,11 +135,13 @@ class Operators(Machine):
         call = self.store.operations.call('set_limit', int, name, 'set', life, *limit.fields)
         self.ask(call, expect)
 
+    @precondition(lambda self: self.world.limits)
     @rule(name=names)
     def delete_limit(self, name: str) -> None:
         call = self.store.operations.call('set_limit', int, name, 'delete')
         self.ask(call, lambda: int(throttles.delete_limit(self.world, name)))
 
+    @precondition(lambda self: any(job.slots for job in self.world.jobs.values()))
     @rule(name=names, pick=picks)
     def free_slot(self, name: str, pick: int) -> None:
         key = self.pick(pick)

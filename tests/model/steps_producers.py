@@ -25,14 +25,14 @@ IDS = ('a', 'b', 'c', 'd', 'e', 'f')
 ids = st.sampled_from(IDS)
 some_ids = st.lists(ids, min_size=1, max_size=3, unique=True).map(tuple)
 lanes = st.sampled_from(('x', 'y'))
-picks = st.integers(0, 99)
+picks = st.integers(0, 1) | st.integers(0, 99)
 queues = st.sampled_from(Machine.QUEUES)
 ranks = st.sampled_from((0, 0, 7, 255))
 dues = st.sampled_from(('0', '0', '0', '0', '+10', '+300', '+1500', 'absolute', str(START - 50)))
 
 # All rates allow the same lead over an even pace, so that it does not matter when exactly the
 # pace of the last limit is brought down to that of the next.
-RATES = (Limit(rate='10/s', burst=3), Limit(rate='20/s', burst=6))
+RATES = (Limit(rate='10/s', burst=1), Limit(rate='20/s', burst=2))
 limits = st.sampled_from(
     (Limit(concurrency=1), Limit(concurrency=1), Limit(concurrency=2), Limit(concurrency=0),
      *RATES, replace(RATES[0], concurrency=2), Limit())
@@ -42,7 +42,7 @@ names = st.sampled_from(Machine.THROTTLES[:3])
 wants = st.one_of(
     st.dictionaries(names, st.none() | limits, min_size=1, max_size=3),
     st.dictionaries(names, scarce, min_size=1, max_size=2),
-    st.just({}),
+    st.dictionaries(names, st.sampled_from(RATES), min_size=1, max_size=1),
 )
 turns = st.sampled_from((None, None, None, 'ann', 'bob'))
 
@@ -62,9 +62,6 @@ def lane_of(wanted: dict[str, Limit | None], turn: str | None) -> str | None:
 
 
 lane_texts = st.builds(lane_of, wants, turns)
-scarce_texts = st.builds(
-    lane_of, st.dictionaries(names, scarce, min_size=1, max_size=2), st.none()
-)
 fair_texts = st.builds(
     lane_of, st.just({}) | st.dictionaries(names, scarce, max_size=1), st.sampled_from(('x', 'y'))
 )
@@ -131,15 +128,14 @@ class Producers(Machine):
         self.publish_next(lane, [replace(message, depends=depends)])
 
     @precondition(room)
-    @rule(lane=lanes, message=plain, text=lane_texts, count=st.integers(1, 3))
-    def publish_throttled(self, lane: str, message: Outgoing, text: str, count: int) -> None:
-        self.publish_next(lane, [replace(message, lane=text)] * count)
-
-    @precondition(room)
-    @rule(lane=lanes, queue=queues, rank=ranks, id=ids, text=scarce_texts)
-    def publish_scarce(self, lane: str, queue: str, rank: int, id: str, text: str) -> None:
-        """Jobs that wait for each other, rather than for anything else."""
-        self.publish_next(lane, [Outgoing(id, queue, rank, '0', b'1', lane=text)] * 2)
+    @rule(
+        lane=lanes, message=plain, text=lane_texts, count=st.integers(1, 3), now=st.booleans()
+    )  # fmt: skip
+    def publish_throttled(
+        self, lane: str, message: Outgoing, text: str, count: int, now: bool
+    ) -> None:
+        due = '0' if now else message.due
+        self.publish_next(lane, [replace(message, lane=text, due=due)] * count)
 
     @precondition(room)
     @rule(lane=lanes, queue=queues, rank=ranks, id=ids, text=fair_texts, count=st.integers(1, 3))
@@ -159,21 +155,14 @@ class Producers(Machine):
         self.publish_next(lane, [replace(message, marks=marks)])
 
     @precondition(lambda self: self.calls)
-    @rule(lane=lanes)
-    def publish_again(self, lane: str) -> None:
-        """The reply was lost."""
-        if lane in self.calls:
-            self.publish(lane, *self.calls[lane])
-
-    @precondition(lambda self: self.calls and room(self))
-    @rule(lane=lanes, batch=batches)
-    def publish_again_with_more(self, lane: str, batch: list[Outgoing]) -> None:
-        """A batch that was stored in part is completed."""
+    @rule(lane=lanes, more=st.just([]) | batches)
+    def publish_again(self, lane: str, more: list[Outgoing]) -> None:
+        """The reply was lost; or a batch that was stored in part is completed."""
         if lane in self.calls:
             first, last = self.calls[lane]
-            batch = [one for one in batch if one.due != 'absolute']
-            self.calls[lane] = first, [*last, *batch]
-            self.publish(lane, first, [*last, *batch])
+            more = [one for one in more if one.due != 'absolute' and room(self)]
+            self.calls[lane] = first, [*last, *more]
+            self.publish(lane, first, [*last, *more])
 
     @precondition(lambda self: self.held)
     @rule(lane=lanes, message=plain | featured, pick=picks, settled=st.booleans())

@@ -25,9 +25,14 @@ class Workers(Machine):
     def claim_some(self, worker: str, credit: int, asked: list[str], idle: int) -> None:
         self.claim(worker, credit, asked, idle=idle)
 
-    @rule(worker=workers)
-    def claim_all(self, worker: str) -> None:
+    @rule(worker=workers, twice=st.integers(0, 3))
+    def claim_all(self, worker: str, twice: int) -> None:
+        """Twice if the first reply was lost: what it leased is nobody's, and comes back."""
+        count = len(self.held)
         self.claim(worker, 6, list(self.QUEUES))
+        if twice == 3:
+            del self.held[count:]
+            self.claim(worker, 6, list(self.QUEUES), token=f't{self.tokens}')
 
     @precondition(lambda self: self.past)
     @rule(
@@ -44,14 +49,6 @@ class Workers(Machine):
             ended[0] = self.held.pop(pick % len(self.held))[1]
         batch = [settlement(way, one) for one, way in zip(ended, ways, strict=False)]
         self.claim(worker, credit, asked, batch, idle)
-
-    @rule(worker=workers, credit=credits_, asked=queue_lists)
-    def claim_twice(self, worker: str, credit: int, asked: list[str]) -> None:
-        """The first reply was lost: what it leased is nobody's, and comes back."""
-        count = len(self.held)
-        self.claim(worker, credit, asked)
-        del self.held[count:]
-        self.claim(worker, credit, asked, token=f't{self.tokens}')
 
     @rule(queue=queues, worker=workers, credit=credits_, dies=st.booleans())
     def ring(self, queue: str, worker: str, credit: int, dies: bool) -> None:
@@ -70,41 +67,31 @@ class Workers(Machine):
         if mine := [delivery for owner, delivery in self.held if owner == worker]:
             self.renew(mine)
 
-    @precondition(lambda self: self.past)
-    @rule(numbers=some)
-    def renew_stale(self, numbers: list[int]) -> None:
-        self.renew([self.past[-1 - number % len(self.past)] for number in numbers])
-
     @precondition(lambda self: self.held)
     @rule(verdict=verdicts, pick=picks)
     def settle_one(self, verdict: Verdict, pick: int) -> None:
         _, delivery = self.held.pop(pick % len(self.held))
         self.settle(verdict, [delivery])
 
-    @precondition(lambda self: self.held)
-    @rule(pick=picks)
-    def succeed(self, pick: int) -> None:
-        self.settle(Verdict.ACK, [self.held.pop(pick % len(self.held))[1]])
-
     @precondition(lambda self: self.past)
-    @rule(verdict=verdicts, numbers=some)
-    def settle_stale(self, verdict: Verdict, numbers: list[int]) -> None:
-        """Settled before, taken over by others, or, with luck, still held."""
-        self.settle(verdict, [self.past[-1 - number % len(self.past)] for number in numbers])
+    @rule(verdict=st.none() | verdicts, numbers=some)
+    def come_late(self, verdict: Verdict | None, numbers: list[int]) -> None:
+        """Settles or renews what was settled, taken over by others, or, with luck, still held."""
+        stale = [self.past[-1 - number % len(self.past)] for number in numbers]
+        if verdict is None:
+            self.renew(stale)
+        else:
+            self.settle(verdict, stale)
 
     @precondition(lambda self: self.held)
-    @rule(worker=workers)
-    def release_all(self, worker: str) -> None:
-        """A worker shuts down in order."""
-        self.settle(Verdict.RELEASE, [one for owner, one in self.held if owner == worker])
-        self.crash(worker)
-
-    @precondition(lambda self: self.held)
-    @rule(worker=workers)
-    def crash(self, worker: str) -> None:
+    @rule(worker=workers, crash=st.booleans())
+    def leave(self, worker: str, crash: bool) -> None:
+        """A worker shuts down in order, or dies."""
+        if not crash:
+            self.settle(Verdict.RELEASE, [one for owner, one in self.held if owner == worker])
         self.held = [(owner, delivery) for owner, delivery in self.held if owner != worker]
 
-    @precondition(lambda self: self.past)
+    @precondition(lambda self: any(job.unique for job in self.world.jobs.values()) and self.past)
     @rule(pick=picks)
     def start_unique(self, pick: int) -> None:
         """The run of a job begins that has its unique key only until then."""
@@ -126,12 +113,14 @@ class Workers(Machine):
         """Nobody is heard; for more than half a lease, that is silence."""
         self.let_pass(ms)
 
-    @rule(count=st.integers(1, 4), worker=workers)
-    def live_on(self, count: int, worker: str) -> None:
-        """Time passes while a full worker lives: leases end."""
+    @rule(count=st.integers(1, 4), worker=workers, others=workers)
+    def live_on(self, count: int, worker: str, others: str) -> None:
+        """Time passes while a full worker lives, and another one renews: leases end."""
         for _ in range(count):
             self.let_pass(400)
             self.claim(worker, 0, ['q'])
+            if mine := [delivery for owner, delivery in self.held if owner == others]:
+                self.renew(mine)
             self.redis_is_as_the_rules_say()
 
     @precondition(lambda self: any(self.told.values()))
