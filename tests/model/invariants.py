@@ -85,10 +85,15 @@ def claimable_work_has_a_marker(machine: Machine, found: Snapshot) -> None:
             assert not marked or '' in found.alarms, queue
         if not _is_open(world, queue) or marked or queue in machine.popped:
             continue
-        assert not world.those(queue, 'ready'), queue
-        if not _is_due(found, '', world):  # else the next claim looks
+        looks = _is_due(found, '', world)  # the next claim does
+        assert not world.those(queue, 'ready') or (looks and _is_limited(world, queue)), queue
+        if not looks:
             held_back = world.those(queue, 'throttled')
             assert not any(throttles.startable(world, job) for job in held_back), queue
+
+
+def _is_limited(world: World, queue: str) -> bool:
+    return throttles.of_queue(queue) in world.limits
 
 
 def _is_due(found: Snapshot, name: str, world: World) -> bool:
@@ -110,9 +115,15 @@ def no_alarm_is_late(machine: Machine, found: Snapshot) -> None:
 
 
 def _paces(machine: Machine, found: Snapshot) -> list[float]:
-    """When rates let parked lanes start."""
+    """When rates let parked lanes start, and work of a queue that they have closed."""
     world, moments = machine.world, []
     for queue in machine.QUEUES:
+        name = throttles.of_queue(queue)
+        if _is_limited(world, queue) and queue in found.set(machine.keys.closed):
+            most = throttles.limit_of(world, name).concurrency
+            if most is None or most > len(world.those(queue, 'leased')):
+                moment = throttles.next_start(world, name)
+                moments += [float(moment)] * (moment > world.now)
         for lane in throttles.lanes(world, queue):
             parked = found.fields(machine.keys.lane_info(lane + queue)).get('p')
             if parked is not None and not throttles.full(world, parked):
@@ -126,13 +137,13 @@ def somebody_watches_the_clock(machine: Machine, found: Snapshot) -> None:
     world = machine.world
     if machine.popped or any(map(found.is_marked, machine.QUEUES)):
         return
-    watched = [queue for queue in machine.QUEUES if queue not in world.paused]
+    watched = [queue for queue in machine.QUEUES if _is_open(world, queue)]
     dues = [float(due) for queue in watched for due in machine.dues(queue)]
     dues += [] if world.paused else _paces(machine, found)
     if dues:
         moments = [moment for moment in machine.told.values() if moment is not None]
         assert moments, 'no worker was told to wake'
-        assert min(moments) <= min(dues) + GRACE
+        assert min(moments) <= min(dues) + GRACE, (world.now, moments, dues, found.alarms)
 
 
 # -- dependencies ---------------------------------------------------------------------------------------
