@@ -35,7 +35,16 @@ from kombu_reliable.errors import (
 from kombu_reliable.keys import FAMILIES, LAYOUT
 from kombu_reliable.wire import Argument, pack, packed_words
 
-__all__ = ('Call', 'Script', 'all_scripts', 'script', 'translate', 'translating')
+__all__ = (
+    'PACKAGE',
+    'Call',
+    'Script',
+    'Sources',
+    'all_scripts',
+    'script',
+    'translate',
+    'translating',
+)
 
 T = TypeVar('T')
 
@@ -87,18 +96,25 @@ def _beginning(sha: str, meta: str) -> tuple[int, bytes]:
     return packed_words(('EVALSHA', sha, 1, meta))
 
 
+#: Where the files are: from a folder, ``ops`` or ``lib``, and a name to the text.
+Sources = Callable[[str, str], str]
+
+
 @cache
-def _read(folder: str, name: str) -> str:
+def PACKAGE(folder: str, name: str) -> str:  # noqa: N802
+    """The files of this package."""
     return files('kombu_reliable').joinpath('lua', folder, f'{name}.lua').read_text('utf-8')
 
 
-def _included(text: str, done: set[str], open_: tuple[str, ...]) -> Iterator[str]:
+def _included(
+    read: Sources, text: str, done: set[str], open_: tuple[str, ...]
+) -> Iterator[str]:
     for name in _INCLUDE.findall(text):
         if name in open_:
             raise ReliableError(f'lua includes go in a circle: {" -> ".join((*open_, name))}')
         if name not in done:
-            library = _read('lib', name)
-            yield from _included(library, done, (*open_, name))
+            library = read('lib', name)
+            yield from _included(read, library, done, (*open_, name))
             done.add(name)
             yield library
 
@@ -113,10 +129,13 @@ def _declarations(families: list[str]) -> str:
     return ''.join(f"local {name} = PREFIX .. '{FAMILIES[name]}'\n" for name in families)
 
 
-def _deferred(text: str, done: set[str], declared: list[str]) -> Iterator[str]:
+def _deferred(
+    read: Sources, text: str, done: set[str], declared: list[str]
+) -> Iterator[str]:
     """The files that ``text`` defers, each as functions that make those that they stand for."""
     for name, exported in _DEFER.findall(text):
-        body = ''.join(_included(_read('lib', name), set(done), (name,))) + _read('lib', name)
+        library = read('lib', name)
+        body = ''.join(_included(read, library, set(done), (name,))) + library
         own = _declarations(_families(body, *declared))
         yield f'do\nlocal function load_{name}()\n{own}{body}\nreturn {exported}\nend\n'
         for one in exported.split(', '):
@@ -124,17 +143,21 @@ def _deferred(text: str, done: set[str], declared: list[str]) -> Iterator[str]:
         yield 'end\n'
 
 
-def _embedded(operation: str) -> Iterator[str]:
+def _embedded(read: Sources, operation: str) -> Iterator[str]:
     """Other operations as functions; each brings along all that it uses."""
     for name in _EMBED.findall(operation):
-        if _EMBED.search(_read('ops', name)):
+        if _EMBED.search(read('ops', name)):
             raise ReliableError(f'lua operation {name} embeds another one, and cannot be embedded')
-        yield f'local function {name}(ARGV)\n{script(name).text}\nend\n'
+        yield f'local function {name}(ARGV)\n{script(name, read).text}\nend\n'
 
 
 @cache
-def script(name: str) -> Script:
+def script(name: str, read: Sources = PACKAGE) -> Script:
     """Returns the operation ``name`` with its includes resolved.
+
+    Args:
+        name: of its file.
+        read: where the files are; a test may change some.
 
     Raises:
         FileNotFoundError: there is no such operation or library.
@@ -144,19 +167,19 @@ def script(name: str) -> Script:
         >>> script('claim').name
         'claim'
     """
-    operation = _read('ops', name)
+    operation = read('ops', name)
     deferred = _DEFER.findall(operation)
     # Whoever includes a file that the operation defers uses the names that are declared here.
     done = {library for library, _ in deferred}
-    body = ''.join(_included(operation, done, (name,)))
+    body = ''.join(_included(read, operation, done, (name,)))
     declared = _families(body + operation)
-    later = ''.join(_deferred(operation, done, declared))
+    later = ''.join(_deferred(read, operation, done, declared))
     text = (
         f"local META = KEYS[1]\nlocal LAYOUT = '{LAYOUT}'\n"
         f'local PREFIX = string.sub(META, 1, -{len(FAMILIES["META"]) + 1})\n'
         f'{_declarations(declared)}'
         f'{"".join(f"local {exported}{chr(10)}" for _, exported in deferred)}'
-        f'{"".join(_embedded(operation))}{body}{later}{operation}'
+        f'{"".join(_embedded(read, operation))}{body}{later}{operation}'
     )
     text = _COMMENT.sub('', text)  # the server need not read them
     return Script(name, text, hashlib.sha1(text.encode()).hexdigest())

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from kombu_reliable.keys import Keys
 from kombu_reliable.options import Options
-from kombu_reliable.scripts import Call, script
+from kombu_reliable.scripts import PACKAGE, Call, Sources, script
 from kombu_reliable.types import (
     Broadcast,
     Claimed,
@@ -123,9 +123,17 @@ class Operations:
         keys: where the shard lives.
         options: lease, limits and retention go into the calls.
         now: injected time in milliseconds, for tests; None means the server's clock.
+        sources: where the scripts are, for tests that change some.
     """
 
-    def __init__(self, keys: Keys, options: Options, now: int | None = None) -> None:
+    def __init__(
+        self,
+        keys: Keys,
+        options: Options,
+        now: int | None = None,
+        sources: Sources = PACKAGE,
+    ) -> None:
+        self._sources = sources
         self.keys = keys
         self._meta = keys.meta
         self.options = options
@@ -135,7 +143,7 @@ class Operations:
 
     def _call(self, name: str, decode: Any, *args: Argument) -> Call[Any]:
         now = '' if self.now is None else str(self.now)
-        return Call(script(name), self._meta, args, decode, now)
+        return Call(script(name, self._sources), self._meta, args, decode, now)
 
     @property
     def retention(self) -> int:

@@ -266,9 +266,8 @@ local function lanes()
   local function free(id)
     local want = wanted(id) or {t = {}}
     for _, one in ipairs(want.t) do
-      if ours(HELD .. one[1], 'ZREM', id) == 1 then
-        opened(one[1])
-      end
+      ours(HELD .. one[1], 'ZREM', id)
+      opened(one[1]) -- also if who looked for room has taken the slot from it before
       forget_unused(one[1])
     end
   end

@@ -2,6 +2,7 @@
 -- @include extra
 -- @include marks
 -- @include twins
+-- @include unique
 -- Completed jobs that are kept for a while, with their tags, so that one can look at them.
 --   COMPLETED  per queue, scored by when they go
 -- and of each in its EXTRA hash: 'keep', '<ms>;<number kept per queue>', as its publisher wanted
@@ -34,6 +35,7 @@ local function keep_completed(queue, id, now)
   alarm_by(queue, trim_at(now + life))
   local excess = redis.call('ZCARD', COMPLETED .. queue) - limit
   if excess > 0 then
+    free_key(id) -- it may be the one that goes, with what is known of its key
     forget_completed(queue,
       redis.call('ZRANGE', COMPLETED .. queue, 0, math.min(excess, 10) - 1))
   end

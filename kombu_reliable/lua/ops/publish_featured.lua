@@ -29,7 +29,6 @@
 -- @defer lanes: lanes
 -- @defer storing: store_twin
 local STRIDE = 6
-local ALONE = 3 + STRIDE -- the number of arguments for a single message
 local succeeded = {} -- tokens of the runs that this call has ended
 
 -- Ends the current run of a job whose next one is about to be stored; false if somebody else
@@ -66,11 +65,6 @@ local function is_in_the_way(unique, number, now)
   local holder, leader
   if redis.call('EXISTS', UNIQUE .. unique.key) == 1 then
     holder, leader = make_way(unique, now)
-  end
-  if holder and #ARGV == ALONE then
-    -- Nothing was stored.  Who has not got the answer asks again, and must not be told that his
-    -- message is there.
-    redis.call('ZADD', PRODUCERS, ARGV[3] - 1, ARGV[2])
   end
   unique.number, unique.leader = number, leader
   return holder
@@ -156,5 +150,10 @@ end
 local reply = {}
 for i = 1, count do
   reply[i] = i <= skip and '' or publish(4 + (i - 1) * STRIDE, sequence + i)
+end
+if count == 1 and string.byte(reply[1]) == 33 then
+  -- Nothing was stored.  Who has not got the answer asks again, and must not be told that his
+  -- message is there.
+  redis.call('ZADD', PRODUCERS, ARGV[3] - 1, ARGV[2])
 end
 return count == 1 and reply[1] or reply

@@ -1,0 +1,65 @@
+"""Each broken script of :mod:`tests.mutations` is found by the machine of :mod:`tests.model`."""
+
+from __future__ import annotations
+
+import pytest
+import redis
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis.stateful import run_state_machine_as_test
+
+from kombu_reliable.scripts import PACKAGE, all_scripts, script
+from tests.model.everything import Everything
+from tests.mutations import MUTATIONS, QUICK, Mutation
+
+STEPS_PER_EXAMPLE = 50
+MOST_STEPS = 60_000
+#: The same paths each time; nobody wants to see them made short.
+SETTINGS = settings(
+    max_examples=MOST_STEPS // STEPS_PER_EXAMPLE,
+    stateful_step_count=STEPS_PER_EXAMPLE,
+    derandomize=True,
+    deadline=None,
+    database=None,
+    phases=(Phase.generate,),
+    suppress_health_check=list(HealthCheck),
+)
+
+
+def is_found(client: redis.Redis, mutation: Mutation) -> None:
+    with pytest.raises(AssertionError):
+        run_state_machine_as_test(lambda: Everything(client, mutation), settings=SETTINGS)
+
+
+@pytest.mark.parametrize('mutation', MUTATIONS, ids=str)
+def test_each_mutation_can_be_made(mutation: Mutation) -> None:
+    folder, name = mutation.file.split('/')
+    text = PACKAGE(folder, name)
+    assert mutation(folder, name) != text
+    changed = [one.name for one in all_scripts() if script(one.name, mutation).sha != one.sha]
+    assert changed
+
+
+def test_a_mutation_that_cannot_be_made_is_an_error() -> None:
+    lost = Mutation('lib/place', 'return nothing of the kind', '', 'nothing')
+    with pytest.raises(LookupError, match='lib/place has 0 lines'):
+        script('claim', lost)
+
+
+def test_mutations_have_names_of_their_own() -> None:
+    names = [one.breaks for one in MUTATIONS]
+    assert len(set(names)) == len(names)
+    assert set(QUICK) <= set(names)
+
+
+@pytest.mark.parametrize('mutation', [one for one in MUTATIONS if one.breaks in QUICK], ids=str)
+def test_a_broken_script_is_found(client: redis.Redis, mutation: Mutation) -> None:
+    is_found(client, mutation)
+
+
+@pytest.mark.matrix
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(
+    'mutation', [one for one in MUTATIONS if one.breaks not in QUICK], ids=str
+)
+def test_every_broken_script_is_found(client: redis.Redis, mutation: Mutation) -> None:
+    is_found(client, mutation)
