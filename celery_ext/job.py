@@ -270,18 +270,24 @@ class Job:
 
     @property
     def task(self) -> str:
-        """The name of the task; ``''`` if the message is none of Celery's."""
-        return str(self.headers.get('task') or '')
+        """The name of the task; ``''`` if the message is none of Celery's, or damaged."""
+        return self._header('task')
 
     @property
     def args(self) -> str:
         """Its positional arguments as its publisher printed them."""
-        return str(self.headers.get('argsrepr') or '')
+        return self._header('argsrepr')
 
     @property
     def kwargs(self) -> str:
         """Its keyword arguments as its publisher printed them."""
-        return str(self.headers.get('kwargsrepr') or '')
+        return self._header('kwargsrepr')
+
+    def _header(self, name: str) -> str:
+        try:
+            return str(self.headers.get(name) or '')
+        except Exception:  # foreign data may stand in the place of the message
+            return ''
 
     @property
     def result(self) -> Any:

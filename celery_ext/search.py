@@ -13,7 +13,7 @@ from kombu_reliable import InvalidArgument, JobInfo, QueueCounts
 if TYPE_CHECKING:
     from celery_ext.installation import Extension
 
-__all__ = ('LOOKS', 'ORDER', 'Found', 'search', 'task_of')
+__all__ = ('LOOKS', 'ORDER', 'Found', 'search')
 
 #: Jobs that one page looks at, if some have to be looked at that are not shown.
 LOOKS = 1_000
@@ -75,7 +75,7 @@ def search(
         part = read(after, min(limit - len(jobs), looks - looked))
         looked, after = looked + part.passed, part.after
         found = (Job(extension, info) for info in part.infos)
-        jobs += [job for job in found if task is None or _matches(task_of(job), task)]
+        jobs += [job for job in found if task is None or _matches(job.task, task)]
         if not after or part.exhausted:
             break
     return Found(jobs, after, total, looked)
@@ -86,14 +86,6 @@ def _check(state: Any, limit: Any) -> None:
         raise InvalidArgument(f'there is no state {state!r:.100}')
     if isinstance(limit, bool) or not isinstance(limit, int) or limit < 0:
         raise InvalidArgument(f'limit {limit!r:.100} is not a whole number from 0 on')
-
-
-def task_of(job: Job) -> str:
-    """The name of its task, read from the message, which foreign data may have damaged."""
-    try:
-        return job.task
-    except Exception:
-        return ''
 
 
 def _matches(name: str, task: str) -> bool:

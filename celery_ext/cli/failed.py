@@ -9,7 +9,6 @@ import click
 
 from celery_ext.cli.acting import act_on, ids_of
 from celery_ext.cli.common import Cli, Column, QueueName, group
-from celery_ext.cli.jobs import header_of
 from celery_ext.cli.output import age, count
 from celery_ext.job import Job
 
@@ -83,7 +82,7 @@ def _record(job: Job) -> dict[str, Any]:
     failure = job.failure
     return {
         'id': job.id,
-        'task': header_of(job, 'task'),
+        'task': job.task,
         'queue': job.queue,
         'reason': failure and failure.reason,
         'type': failure and failure.type,

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from functools import partial
-from itertools import islice
 from typing import Any
 
 import click
@@ -47,21 +44,13 @@ COLUMNS = (
 )
 
 
-def header_of(job: Job, name: str) -> str:
-    """A field that is read from the message, which foreign data may have damaged."""
-    try:
-        return str(getattr(job, name))
-    except Exception:
-        return ''
-
-
 def record_of(job: Job) -> dict[str, Any]:
     """A job as a row of a table."""
     return {
         'id': job.id,
-        'task': header_of(job, 'task'),
-        'args': header_of(job, 'args'),
-        'kwargs': header_of(job, 'kwargs'),
+        'task': job.task,
+        'args': job.args,
+        'kwargs': job.kwargs,
         'queue': job.queue,
         'state': job.state,
         'priority': job.priority,
@@ -104,7 +93,7 @@ def details_of(job: Job) -> dict[str, Any]:
 @click.argument('job_id', required=False)
 @click.option('--state', type=click.Choice(STATES), help='Only those in this state.')
 @click.option('--queue', type=QueueName(), help='Only those in this queue.')
-@click.option('--task', help='Only those of this task.')
+@click.option('--task', help='Only those of this task; * stands for any part.')
 @click.option('--tag', 'tags', multiple=True, help='Only those with this tag; may be repeated.')
 @click.option('--offset', type=click.IntRange(0), default=0, help='Pass over so many.')
 @click.option(
@@ -124,48 +113,29 @@ def jobs(
     if job_id is not None:
         _show(cli, job_id)
         return
-    seen = 0
-
-    def wanted(job: Job) -> bool:
-        nonlocal seen
-        seen += 1
-        return (
-            (task is None or header_of(job, 'task') == task)
-            and state in (None, job.state)
-            and queue in (None, job.queue)
-        )
-
-    searching = bool(task or tags)
-    found = _tagged(cli, tags) if tags else _all(cli, state, queue)
-    found = islice(found, SEARCHED) if searching else found
-    page = list(islice(filter(wanted, found), offset, offset + limit))
+    page, complete = _page(cli, offset, limit, state=state, queue=queue, task=task, tags=tags)
     records = [record_of(job) for job in page]
-    complete = len(page) < limit and not (searching and seen == SEARCHED)
     if not complete and not cli.json:
         cli.note(f'there may be more: --offset {offset + limit}, or a larger --limit')
     cli.show({'jobs': records, 'complete': complete}, cli.table(records, COLUMNS, 'no jobs'))
 
 
-def _all(cli: Cli, state: State | None, queue: str | None) -> Iterator[Job]:
-    for one in (state,) if state else STATES[:-1]:  # what has completed needs nobody
-        yield from pages(partial(cli.ext.jobs.in_state, one, queue, limit=PAGE))
-
-
-def _tagged(cli: Cli, tags: tuple[str, ...]) -> Iterator[Job]:
-    page = cli.ext.jobs.tagged(*tags, limit=PAGE)
-    yield from page
-    while page.next:
-        page = cli.ext.jobs.tagged(*tags, limit=PAGE, after=page.next)
-        yield from page
-
-
-def pages(read: Callable[[int], list[Job]]) -> Iterator[Job]:
-    """The jobs of all pages that a function reads from an offset on."""
-    offset = 0
-    # A page may be short because some of its jobs have gone meanwhile.
-    while page := read(offset):
-        yield from page
-        offset += PAGE
+def _page(cli: Cli, offset: int, limit: int, **wanted: Any) -> tuple[list[Job], bool]:
+    """Some of the jobs for which all of this is true, and whether no more follow."""
+    after = ''
+    if not (wanted['task'] or wanted['tags']):  # nothing need be gone through
+        after, offset = str(offset), 0
+    found: list[Job] = []
+    looked = 0
+    while len(found) < offset + limit and looked < max(SEARCHED, offset + limit):
+        page = cli.ext.jobs.search(
+            after=after, limit=min(PAGE, offset + limit - len(found)), **wanted
+        )
+        found += page.jobs
+        looked, after = looked + page.looked, page.next
+        if not after:
+            break
+    return found[offset:], not after
 
 
 def _show(cli: Cli, job_id: str) -> None:

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from celery_ext.job import Job
-from celery_ext.search import task_of
 
 __all__ = ('Edge', 'Graph', 'Node', 'graph_of')
 
@@ -49,7 +48,7 @@ class Node:
 
     @property
     def task(self) -> str:
-        return task_of(self.job) if self.job is not None else ''
+        return self.job.task if self.job is not None else ''
 
 
 @dataclass

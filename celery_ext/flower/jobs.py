@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, get_args
 
-from celery_ext.cli.jobs import header_of
 from celery_ext.flower.graph import Graph, graph_of
 from celery_ext.flower.page import Page
 from celery_ext.flower.pages import SIZE, Pages
@@ -40,11 +39,11 @@ class JobRow:
 
 
 def job_rows(jobs: list[Job]) -> list[JobRow]:
-    return [JobRow(job, header_of(job, 'task'), _arguments(job)) for job in jobs]
+    return [JobRow(job, job.task, _arguments(job)) for job in jobs]
 
 
 def _arguments(job: Job) -> str:
-    args, kwargs = header_of(job, 'args'), header_of(job, 'kwargs')
+    args, kwargs = job.args, job.kwargs
     return ' '.join(one for one in (args, kwargs) if one not in ('', '()', '[]', '{}'))
 
 
@@ -151,7 +150,7 @@ class SingleJobPage(Page):
         job = found[0]
         listed, _ = rows(self.watch, extension)
         return JobView(
-            JobRow(job, header_of(job, 'task'), header_of(job, 'args')), header_of(job, 'kwargs'),
+            JobRow(job, job.task, job.args), job.kwargs,
             job.failure, job.history[::-1], graph_of(extension, job), found[1:],
             [row.name for row in listed],
             name in self.application.events.state.tasks,

@@ -17,7 +17,6 @@ from tornado.escape import xhtml_escape
 
 from celery_ext.flower import text
 from celery_ext.flower.access import refusal
-from celery_ext.search import task_of
 
 __all__ = ('STATIC', 'Ui')
 
@@ -43,7 +42,6 @@ class Ui:
     name = staticmethod(text.name)
     state = staticmethod(text.state)
     short = staticmethod(text.short)
-    task = staticmethod(task_of)
 
     def __init__(self, handler: Any) -> None:
         self._handler = handler
