@@ -19,8 +19,8 @@ from typing import Any
 
 import click
 
-__all__ = ('Column', 'age', 'count', 'cut', 'duration', 'fields', 'figures', 'print_json', 'size', 'table',
-           'terminal_width', 'visible', 'write')  # fmt: skip
+__all__ = ('Column', 'age', 'count', 'cut', 'duration', 'fields', 'figures', 'print_json', 'size',
+           'table', 'terminal_width', 'visible', 'write')  # fmt: skip
 
 #: Between two columns.
 GAP = '  '
