@@ -79,8 +79,8 @@ def test_all_that_fits_is_found_once(ext: Extension) -> None:
             and set(tags) <= set(one['tags'])
         )  # fmt: skip
 
-    for state in (None, 'ready', 'delayed', 'leased'):
-        for queue in (None, 'a', 'c d', 'nobody'):
+    for state in (None, 'ready', 'leased'):
+        for queue in (None, 'c d', 'nobody'):
             for task in (None, 'shop.pay', 'shop.*', 'shop'):
                 for tags in ((), ('red',), ('red', 'blue')):
                     wanted = {'state': state, 'queue': queue, 'task': task, 'tags': tags}
@@ -110,8 +110,12 @@ def test_states_in_the_order_in_which_they_matter(ext: Extension) -> None:
 
 
 def test_a_page_looks_at_so_many_and_no_more(ext: Extension) -> None:
-    for number in range(2 * LOOKS + 100):
-        send(ext, 'rare' if number == LOOKS + 50 else 'common', queue='a')
+    with ext.app.connection_for_write() as connection:
+        connection.default_channel.queue_declare('a')
+        with ext.app.amqp.Producer(connection) as producer, producer.batch():
+            for number in range(2 * LOOKS + 100):
+                name = 'rare' if number == LOOKS + 50 else 'common'
+                ext.app.send_task(name, queue='a', producer=producer)
     first = ext.jobs.search(task='rare')
     assert (first.jobs, first.looked, first.total) == ([], LOOKS, 2 * LOOKS + 100)
     second = ext.jobs.search(task='rare', after=first.next)
