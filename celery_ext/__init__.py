@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from celery_ext.jobs import Jobs, Page
     from celery_ext.queues import Queue, Queues
     from celery_ext.schedules import Run, Schedule, Schedules
+    from celery_ext.search import Found
     from celery_ext.stats import Statistics
     from celery_ext.tags import Tags, tagged
     from celery_ext.throttles import (
@@ -80,6 +81,7 @@ _HOME = {
     'Failure': 'celery_ext.job',
     'Fenced': 'kombu_reliable',
     'ForeignBroker': 'celery_ext.errors',
+    'Found': 'celery_ext.search',
     'Gap': 'kombu_reliable',
     'Group': 'celery_ext.dead',
     'HasDependents': 'kombu_reliable',
@@ -143,6 +145,7 @@ __all__ = (
     'Failure',
     'Fenced',
     'ForeignBroker',
+    'Found',
     'Gap',
     'Group',
     'HasDependents',

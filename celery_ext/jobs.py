@@ -172,6 +172,7 @@ class Jobs:
         tags: Sequence[str] = (),
         after: str = '',
         limit: int = PAGE,
+        within: float = float('inf'),
     ) -> Found:
         """A page of the jobs for which all of this is true.
 
@@ -188,12 +189,13 @@ class Jobs:
             after: goes on where :attr:`Found.next` says; without tags also a number of jobs to
                 pass over, as text.
             limit: how many to return at most.
+            within: seconds after which no more are gone through for this page.
 
         Example:
             >>> found = ext.jobs.search(state='failed', task='shop.mail.*')
             >>> [job.id for job in found.jobs], found.next
         """
-        return search(self._extension, state, queue, task, tags, after, limit)
+        return search(self._extension, state, queue, task, tags, after, limit, within)
 
     def failed(
         self, queue: str | None = None, group: str | None = None, offset: int = 0, limit: int = PAGE

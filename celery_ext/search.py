@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -61,9 +62,10 @@ def search(
     tags: Sequence[str] = (),
     after: str = '',
     limit: int = 100,
-    looks: int = LOOKS,
+    within: float = float('inf'),
 ) -> Found:
     """See :meth:`celery_ext.jobs.Jobs.search`."""
+    until = time.monotonic() + within
     _check(state, limit)
     if tags:
         read, total = _tagged(extension, tags, state, queue)
@@ -71,12 +73,12 @@ def search(
         read, total = _listed(extension, state, queue)
     jobs: list[Job] = []
     looked = 0
-    while len(jobs) < limit and looked < looks:
-        part = read(after, min(limit - len(jobs), looks - looked))
+    while len(jobs) < limit and looked < LOOKS:
+        part = read(after, min(limit - len(jobs), LOOKS - looked))
         looked, after = looked + part.passed, part.after
         found = (Job(extension, info) for info in part.infos)
         jobs += [job for job in found if task is None or _matches(job.task, task)]
-        if not after or part.exhausted:
+        if not after or part.exhausted or time.monotonic() > until:
             break
     return Found(jobs, after, total, looked)
 

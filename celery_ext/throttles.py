@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
@@ -300,9 +300,14 @@ class Throttles:
         """Their names."""
         return list(self._extension.store.throttles.names())
 
-    def look(self) -> list[ThrottleInfo]:
-        """All of them as they are now, those with most that wait first."""
-        found = self._extension.store.throttles.look(self.names())
+    def look(self, names: Sequence[str] | None = None) -> list[ThrottleInfo]:
+        """Throttles as they are now, those with most that wait first.
+
+        Args:
+            names: only these, as far as they are set or used; all unless given.
+        """
+        chosen = self.names() if names is None else names
+        found = self._extension.store.throttles.look(chosen)
         order = sorted(found, key=lambda one: (-one.pending, -one.held, one.name))
         return [_info(one) for one in order]
 

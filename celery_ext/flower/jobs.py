@@ -19,6 +19,9 @@ __all__ = ('JobRow', 'JobsPage', 'SingleJobPage', 'job_rows')
 
 STATES: tuple[State, ...] = get_args(State)
 
+#: Seconds after which a page shows what it has found so far.
+WITHIN = 1.0
+
 #: Tags that are offered.
 TAGS = 12
 
@@ -82,7 +85,7 @@ class JobsPage(Page):
             raise InvalidArgument(f'there is no state {state[:50]!r}')
         queue, task, tags = query.text('queue'), query.text('task'), _tags(query)
         found = extension.jobs.search(
-            state or None, queue or None, task or None, tags, query.text('after'), SIZE
+            state or None, queue or None, task or None, tags, query.text('after'), SIZE, WITHIN
         )
         listed, _ = rows(self.watch, extension)
         pages = None

@@ -12,6 +12,9 @@ from celery_ext.throttles import Holder, ThrottleInfo, Waiter
 
 __all__ = ('SingleThrottlePage', 'ThrottlesPage')
 
+#: So many are looked at to show those first for which most wait; more are shown by name.
+SORTED = 500
+
 
 @dataclass(frozen=True, slots=True)
 class ThrottlesView:
@@ -27,8 +30,11 @@ class ThrottlesPage(Page):
         wanted, offset = query.text('search').lower(), query.number('offset')
         names = self.watch.recent('throttles', extension.throttles.names)
         chosen = sorted(name for name in names if wanted in name.lower())
-        looked = (extension.throttles[name].get() for name in chosen[offset : offset + SIZE])
-        shown = [info for info in looked if info is not None]
+        part = slice(offset, offset + SIZE)
+        if len(chosen) > SORTED:
+            shown = extension.throttles.look(chosen[part])
+        else:
+            shown = extension.throttles.look(chosen)[part]
         return ThrottlesView(shown, Pages(offset, len(shown), len(chosen)))
 
 

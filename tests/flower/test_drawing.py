@@ -94,7 +94,7 @@ def test_a_net_is_cut_at_its_edges(ext: Extension) -> None:
 
 def test_what_has_ended_stays_in_the_picture(ext: Extension) -> None:
     waiting = ext.app.send_task(
-        'shop.pay', queue='a', depends_on=[celery_ext.expected('still-to-come', within=60)]
+        'shop.pay', queue='a', depends_on=[celery_ext.expected('still-to-come', 60)]
     )
     graph = graph_of(ext, ext.jobs[waiting.id])
     assert graph is not None

@@ -56,7 +56,9 @@ def test_without_authentication_nobody_acts(make: Make) -> None:
     crew = make()
     ext = celery_ext.install(crew.app())
     job = publish(ext)
-    with flower(crew) as site:
+    # The second one finds what the first has left.
+    persistent = ('--persistent=True', f'--db={crew.directory / "flower.db"}')
+    with flower(crew, *persistent) as site:
         shown = site.request('/reliable/queues').text
         assert 'has no authentication' in shown
         assert not re.findall(r'<button type="submit" class="btn btn-sm btn-\S+">', shown)
@@ -65,7 +67,7 @@ def test_without_authentication_nobody_acts(make: Make) -> None:
             assert site.act(action, **form)[0] == 401
         assert not ext.queues['held'].paused
         assert ext.jobs[job.id].state == 'ready'
-    with flower(crew, FLOWER_UNAUTHENTICATED_API='true') as site:
+    with flower(crew, *persistent, FLOWER_UNAUTHENTICATED_API='true') as site:
         assert site.act('pause', queue='held')[0] == 200
         assert ext.queues['held'].paused
 
@@ -145,13 +147,17 @@ def _comparable(text: str) -> str:
     return re.sub(r'value="[^"]*"|\?v=\w+|\d+', '', text)
 
 
-def test_a_stock_app_sees_no_change(make: Make, server: Server, database: int) -> None:
+def test_a_stock_app_sees_no_change(
+    make: Make, server: Server, database: int, tmp_path: Path
+) -> None:
     crew = make(server.url(database), module='tests.support.app', options={'visibility_timeout': 9})
     app = crew.app()
     for _ in range(3):
         app.send_task('tests.support.app.run', (1,))
+    config = tmp_path / 'flowerconfig.py'
+    config.write_text('import celery_ext.flower\n')
     with (
-        flower(crew, user='ada:x') as site,
+        flower(crew, f'--conf={config}', user='ada:x') as site,
         flower(crew, user='ada:x', program=(sys.executable, '-c', WITHOUT)) as plain,
     ):
         for path in ('/broker', '/workers', '/tasks', '/api/queues/length', '/reliable/queues'):
