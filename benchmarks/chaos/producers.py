@@ -58,10 +58,15 @@ class Producer:
         self._pen = Pen(directory / 'submitted')
         self._rng = rng
         self._lease = lease
-        self._weights, self._makers = zip(*(KINDS[kind] for kind in kinds), strict=True)
+        self._kinds = list(kinds)
 
     def run(self, rate: float) -> None:
         """Publishes until there is a ``stop``, at most ``rate`` a second; 0: no limit."""
+        weights = [KINDS[kind][0] for kind in self._kinds]
+        # First of all a few of each, so that none is missing in a short run; but a poisonous one
+        # costs many processes.
+        first = [kind for kind in self._kinds if kind != 'poison'] * 3
+        self._rng.shuffle(first)
         due = time.monotonic()
         looked = 0.0
         while True:
@@ -78,9 +83,9 @@ class Producer:
                 due = max(due + 1 / rate, now - 1.0)
                 if due > now:
                     time.sleep(due - now)
-            [maker] = self._rng.choices(self._makers, self._weights)
+            kind = first.pop() if first else self._rng.choices(self._kinds, weights)[0]
             try:
-                maker(self)
+                KINDS[kind][1](self)
             except Refused:
                 time.sleep(0.05)
 
