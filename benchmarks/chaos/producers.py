@@ -63,10 +63,7 @@ class Producer:
     def run(self, rate: float) -> None:
         """Publishes until there is a ``stop``, at most ``rate`` a second; 0: no limit."""
         weights = [KINDS[kind][0] for kind in self._kinds]
-        # First of all a few of each, so that none is missing in a short run; but a poisonous one
-        # costs many processes.
-        first = [kind for kind in self._kinds if kind != 'poison'] * 3
-        self._rng.shuffle(first)
+        first = self._first()
         due = time.monotonic()
         looked = 0.0
         while True:
@@ -88,6 +85,15 @@ class Producer:
                 KINDS[kind][1](self)
             except Refused:
                 time.sleep(0.05)
+
+    def _first(self) -> list[str]:
+        """A few of each, so that none is missing in a short run; but a poisonous one costs many
+        processes, and a paced one takes its time."""
+        first = [kind for kind in self._kinds if kind not in ('poison', 'paced')]
+        first += [kind for kind in self._kinds if kind == 'paced' and self._rng.random() < 0.4]
+        first += ['long', 'long'] if 'long' in first else []
+        self._rng.shuffle(first)
+        return first
 
     def _told(self, what: str) -> bool:
         return (self._directory / what).exists()
@@ -183,7 +189,7 @@ class Producer:
         from celery_ext import Throttle
 
         throttle = Throttle(PACED.name, rate=PACED.text, burst=PACED.burst)
-        for _ in range(30):
+        for _ in range(60):
             self.send('limited', 0.0, limit=PACED.name, throttles=[throttle])
 
     def single(self) -> None:
