@@ -155,14 +155,11 @@ def _throttles(store: Any) -> Iterator[Metric]:
             ('concurrency', 'How many slots it has; it is left out if there is no limit.'),
         )
     )
-    for name in store.throttles.names()[:THROTTLES]:
-        found = store.throttles.get(name)
-        if found is None:
-            continue
-        held.add_metric((name,), found.held)
-        pending.add_metric((name,), found.pending)
+    for found in store.throttles.look(store.throttles.names()[:THROTTLES]):
+        held.add_metric((found.name,), found.held)
+        pending.add_metric((found.name,), found.pending)
         if found.concurrency is not None:
-            limit.add_metric((name,), found.concurrency)
+            limit.add_metric((found.name,), found.concurrency)
     yield from (held, pending, limit)
 
 

@@ -25,8 +25,9 @@ STEP = 100
 #: How the names of journals begin.
 JOURNAL = 'celery_ext.migrate'
 
-#: States that can move.  Delayed first: what falls due meanwhile is found among the ready ones.
-STATES = ('delayed', 'ready')
+#: States that can move.  Delayed first: what falls due meanwhile is found among the others.  There
+#: are no throttles on the other side: what waits for one is ready there.
+STATES = ('delayed', 'throttled', 'ready')
 
 
 class Back:
@@ -63,11 +64,12 @@ class Back:
             if not name.startswith(f'{JOURNAL}.'):
                 continue
             counts = self.store.counts(name)
-            if not (counts.ready or counts.delayed):
+            left = counts.ready + counts.delayed + counts.throttled
+            if not left:
                 continue
             if not name.startswith(self._journals):
                 raise WrongState(
-                    f'{counts.ready + counts.delayed} jobs in queue {name} are on their way to '
+                    f'{left} jobs in queue {name} are on their way to '
                     'another server, since a migration was interrupted: run that once more'
                 )
             self._empty_journal(name)
@@ -115,7 +117,7 @@ class Back:
         return self._moved_of(queue) - before
 
     def _moved_of(self, queue: str) -> int:
-        return sum(self.moved[queue, state] for state in STATES)
+        return self.moved[queue, 'delayed'] + self.moved[queue, 'ready']
 
     def _can_move(self, job: JobInfo) -> bool:
         why = ''
@@ -176,7 +178,7 @@ class Back:
                 pipe.sadd(stock.done, job.key)
             self.lock.commit(pipe)
         for job in fresh:
-            self.moved[queue, job.state] += 1
+            self.moved[queue, 'delayed' if job.state == 'delayed' else 'ready'] += 1
 
 
 def _in_order(jobs: list[JobInfo]) -> list[JobInfo]:

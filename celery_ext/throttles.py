@@ -245,12 +245,7 @@ class ThrottleControl:
     def get(self) -> ThrottleInfo | None:
         """Its limits and how much it is used; None if nothing was set and no job uses it."""
         found = self._store.get(self.name)
-        if found is None:
-            return None
-        return ThrottleInfo(
-            found.name, found.concurrency, found.rate, found.burst, found.source,
-            moment(found.expires_at), found.stopped, found.held, found.pending,
-        )  # fmt: skip
+        return None if found is None else _info(found)
 
     def holders(self, offset: int = 0, limit: int = 100) -> list[Holder]:
         """A page of the jobs that have a slot, the longest first."""
@@ -285,7 +280,8 @@ class Throttles:
     """All throttles that were set, or that a job uses.
 
     Example:
-        >>> for throttle in ext.throttles: print(throttle.get())
+        >>> for info in ext.throttles.look(): print(info.name, info.held, info.pending)
+        stripe 5 1312
     """
 
     def __init__(self, extension: Extension) -> None:
@@ -304,6 +300,19 @@ class Throttles:
         """Their names."""
         return list(self._extension.store.throttles.names())
 
+    def look(self) -> list[ThrottleInfo]:
+        """All of them as they are now, those with most that wait first."""
+        found = self._extension.store.throttles.look(self.names())
+        order = sorted(found, key=lambda one: (-one.pending, -one.held, one.name))
+        return [_info(one) for one in order]
+
 
 def _time(milliseconds: int) -> datetime:
     return datetime.fromtimestamp(milliseconds / 1000, UTC)
+
+
+def _info(found: Any) -> ThrottleInfo:
+    return ThrottleInfo(
+        found.name, found.concurrency, found.rate, found.burst, found.source,
+        moment(found.expires_at), found.stopped, found.held, found.pending,
+    )  # fmt: skip

@@ -97,6 +97,7 @@ def details_of(job: Job) -> dict[str, Any]:
         'celery -A proj reliable jobs',
         'celery -A proj reliable jobs --state delayed --queue mail',
         'celery -A proj reliable jobs --task shop.mail.send --json',
+        'celery -A proj reliable jobs --tag customer:17 --tag billing',
         'celery -A proj reliable jobs 3f2b8c1e-5a4d-4e6f-9b7a-0c1d2e3f4a5b',
     ],
 )
@@ -104,19 +105,21 @@ def details_of(job: Job) -> dict[str, Any]:
 @click.option('--state', type=click.Choice(STATES), help='Only those in this state.')
 @click.option('--queue', type=QueueName(), help='Only those in this queue.')
 @click.option('--task', help='Only those of this task.')
+@click.option('--tag', 'tags', multiple=True, help='Only those with this tag; may be repeated.')
 @click.option('--offset', type=click.IntRange(0), default=0, help='Pass over so many.')
 @click.option(
     '--limit', type=click.IntRange(1), default=50, show_default=True, help='At most so many.'
 )
 def jobs(
     cli: Cli, job_id: str | None, state: State | None, queue: str | None, task: str | None,
-    offset: int, limit: int,
+    tags: tuple[str, ...], offset: int, limit: int,
 ) -> None:  # fmt: skip
     """Lists jobs, or shows one with its history, dependencies and failure.
 
     A job is a task that has not ended, or that has failed.  Unless --state is given, the jobs of
     all states are listed: leased (a worker has it), ready, throttled (for a throttle, or its
-    turn), delayed, waiting (for other jobs), failed.
+    turn), delayed, waiting (for other jobs), failed.  Those with a tag are listed from the newest
+    on, also those that have completed and are kept.
     """
     if job_id is not None:
         _show(cli, job_id)
@@ -126,12 +129,18 @@ def jobs(
     def wanted(job: Job) -> bool:
         nonlocal seen
         seen += 1
-        return task is None or header_of(job, 'task') == task
+        return (
+            (task is None or header_of(job, 'task') == task)
+            and state in (None, job.state)
+            and queue in (None, job.queue)
+        )
 
-    found = islice(_all(cli, state, queue), SEARCHED) if task else _all(cli, state, queue)
+    searching = bool(task or tags)
+    found = _tagged(cli, tags) if tags else _all(cli, state, queue)
+    found = islice(found, SEARCHED) if searching else found
     page = list(islice(filter(wanted, found), offset, offset + limit))
     records = [record_of(job) for job in page]
-    complete = len(page) < limit and not (task and seen == SEARCHED)
+    complete = len(page) < limit and not (searching and seen == SEARCHED)
     if not complete and not cli.json:
         cli.note(f'there may be more: --offset {offset + limit}, or a larger --limit')
     cli.show({'jobs': records, 'complete': complete}, cli.table(records, COLUMNS, 'no jobs'))
@@ -140,6 +149,14 @@ def jobs(
 def _all(cli: Cli, state: State | None, queue: str | None) -> Iterator[Job]:
     for one in (state,) if state else STATES[:-1]:  # what has completed needs nobody
         yield from pages(partial(cli.ext.jobs.in_state, one, queue, limit=PAGE))
+
+
+def _tagged(cli: Cli, tags: tuple[str, ...]) -> Iterator[Job]:
+    page = cli.ext.jobs.tagged(*tags, limit=PAGE)
+    yield from page
+    while page.next:
+        page = cli.ext.jobs.tagged(*tags, limit=PAGE, after=page.next)
+        yield from page
 
 
 def pages(read: Callable[[int], list[Job]]) -> Iterator[Job]:

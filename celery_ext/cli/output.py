@@ -26,7 +26,7 @@ GAP = '  '
 #: No column that may be cut is cut below this.
 NARROWEST = 8
 #: Texts that tell nothing, and where a column of them stands among those that go.
-_NOTHING, _FIRST = ('', '-', '0'), 1000
+_NOTHING, _FIRST = frozenset({'', '-', '0'}), 1000
 #: Beyond this, text says nothing to a reader of a table.
 LONGEST = 200
 
@@ -213,17 +213,20 @@ def table(
         max(width_of(column.head), *(width_of(row[at]) for row in cells))
         for at, column in enumerate(columns)
     ]
-    # Where there is no room, those in which nothing stands go before all others.
-    drops = [
-        column.drop if any(row[at] not in _NOTHING for row in cells) else _FIRST
-        for at, column in enumerate(columns)
-    ]
+    drops = [_drop(column, [row[at] for row in cells]) for at, column in enumerate(columns)]
     widths = _fit(columns, natural, drops, width)
     shown = [at for at in range(len(columns)) if widths[at]]
     lines = [_line([columns[at].head for at in shown], shown, columns, widths, 'bold')]
     for record, row in zip(records, cells, strict=True):
         lines.append(_line([row[at] for at in shown], shown, columns, widths, record))
     return '\n'.join(lines)
+
+
+def _drop(column: Column, texts: list[str]) -> int:
+    """Where there is no room, columns in which nothing stands go before all others."""
+    # Who shows numbers in a way of his own means something by 0.
+    nothing = _NOTHING if column.show is None else _NOTHING - {'0'}
+    return column.drop if any(text not in nothing for text in texts) else _FIRST
 
 
 def _fit(

@@ -16,11 +16,18 @@ from celery_ext.cli.common import Cli, Column, Failed, command, told
 from celery_ext.cli.failed import GROUP_COLUMNS, groups_of
 from celery_ext.cli.output import count, cut, duration, size, terminal_width, visible, write
 from celery_ext.cli.queues import COLUMNS, look
+from celery_ext.cli.throttles import COLUMNS as THROTTLE_COLUMNS
+from celery_ext.cli.throttles import look as look_at_throttles
+from celery_ext.cli.workers import COLUMNS as WORKER_COLUMNS
+from celery_ext.cli.workers import record_of
 
 __all__ = ('SECTIONS', 'status')
 
 #: Groups of dead letters that are shown.
 GROUPS = 5
+
+#: Workers, and throttles, that are shown on the screen; and throttles in the JSON document.
+SHOWN, THROTTLES = 10, 1_000
 
 #: What a section finds, and how it looks.  It is given what the look before found, and how many
 #: seconds ago that was.
@@ -77,6 +84,24 @@ def _rate(value: float | None) -> str:
     return '' if value is None else f'{value:+,.1f}' if value else '0'
 
 
+def _workers(cli: Cli, before: Any, passed: float) -> tuple[Any, str]:
+    """The workers, those in trouble first."""
+    found = [record_of(one) for one in cli.ext.workers.all(jobs=0)]
+    found.sort(key=lambda one: one['state'] == 'alive')
+    return found, cli.table(found[:SHOWN], WORKER_COLUMNS, 'no workers') + _more(found)
+
+
+def _throttles(cli: Cli, before: Any, passed: float) -> tuple[Any, str]:
+    """The throttles for which most jobs wait."""
+    found = look_at_throttles(cli)
+    text = cli.table(found[:SHOWN], THROTTLE_COLUMNS) + _more(found) if found else ''
+    return found[:THROTTLES], text
+
+
+def _more(found: list[Any]) -> str:
+    return f'\nand {count(len(found) - SHOWN)} more' if len(found) > SHOWN else ''
+
+
 def _dead(cli: Cli, before: Any, passed: float) -> tuple[Any, str]:
     """The last groups of dead letters."""
     found = groups_of(cli, GROUPS)
@@ -84,7 +109,13 @@ def _dead(cli: Cli, before: Any, passed: float) -> tuple[Any, str]:
 
 
 #: Key in the JSON document -> section, in the order in which they are shown.
-SECTIONS: dict[str, Section] = {'server': _server, 'queues': _queues, 'failed': _dead}
+SECTIONS: dict[str, Section] = {
+    'server': _server,
+    'queues': _queues,
+    'workers': _workers,
+    'throttles': _throttles,
+    'failed': _dead,
+}
 
 
 @command(
@@ -103,7 +134,8 @@ SECTIONS: dict[str, Section] = {'server': _server, 'queues': _queues, 'failed': 
 def status(cli: Cli, once: bool, interval: float) -> None:
     """Shows what goes on, and goes on showing it until Ctrl-C.
 
-    The server, the queues by state, and the last groups of dead letters.
+    The server, the queues by state, the workers, the throttles for which most jobs wait, and the
+    last groups of dead letters.
     """
     if once or cli.json or not sys.stdout.isatty():
         found, texts = _look(cli, {}, 0.0)

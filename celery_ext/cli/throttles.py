@@ -13,7 +13,7 @@ from celery_ext.cli.output import age, fields, visible
 from celery_ext.throttles import ThrottleInfo
 from kombu_reliable import InvalidArgument
 
-__all__ = ('throttles',)
+__all__ = ('COLUMNS', 'look', 'throttles')
 
 throttles = group(
     'throttles',
@@ -63,17 +63,18 @@ def _record(info: ThrottleInfo) -> dict[str, Any]:
     return asdict(info)
 
 
+def look(cli: Cli) -> list[dict[str, Any]]:
+    """The throttles that are in use or were set, those with most that wait first."""
+    return [_record(info) for info in cli.ext.throttles.look()]
+
+
 @throttles.action('list', examples=['celery -A proj reliable throttles list --json'])
 def list_(cli: Cli) -> None:
     """Lists the throttles that were set, or for which jobs wait or run.
 
     limits: "set" at run time, or the "default" of the tasks.
     """
-    looked_at = (throttle.get() for throttle in cli.ext.throttles)
-    found = sorted(
-        (_record(info) for info in looked_at if info is not None),
-        key=lambda record: (-record['pending'], -record['held'], record['name']),
-    )
+    found = look(cli)
     cli.show({'throttles': found}, cli.table(found, COLUMNS, 'no throttles'))
 
 

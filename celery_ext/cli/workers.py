@@ -8,8 +8,9 @@ import click
 
 from celery_ext.cli.common import Cli, Column, command
 from celery_ext.cli.output import age
+from celery_ext.workers import Worker
 
-__all__ = ('workers',)
+__all__ = ('COLUMNS', 'record_of', 'workers')
 
 
 def _color(state: Any) -> str:
@@ -36,6 +37,15 @@ JOBS = (
 )
 
 
+def record_of(worker: Worker) -> dict[str, Any]:
+    """A worker as a row of a table."""
+    return {
+        'name': worker.name or worker.id, 'state': worker.state, 'since': worker.since,
+        'seen': worker.seen, 'slots': worker.slots, 'holding': worker.holding,
+        'queues': list(worker.queues), 'id': worker.id,
+    }  # fmt: skip
+
+
 @command(
     'workers',
     examples=['celery -A proj reliable workers', 'celery -A proj reliable workers --jobs'],
@@ -47,13 +57,7 @@ def workers(cli: Cli, with_jobs: bool) -> None:
     Those without celery_ext are seen only while they hold something.
     """
     found = cli.ext.workers.all()
-    records = [
-        {
-            'name': one.name or one.id, 'state': one.state, 'since': one.since, 'seen': one.seen,
-            'slots': one.slots, 'holding': one.holding, 'queues': list(one.queues), 'id': one.id,
-        }
-        for one in found
-    ]  # fmt: skip
+    records = [record_of(one) for one in found]
     jobs = [
         {
             'worker': one.name or one.id, 'id': job.id, 'task': job.task, 'queue': job.queue,

@@ -12,14 +12,12 @@ from kombu_reliable.scripts import Call, translating
 from kombu_reliable.store import checks
 from kombu_reliable.store.checks import tags as check_tags
 from kombu_reliable.store.info import JobInfo
+from kombu_reliable.store.job_operations import JOBS_LIMIT
 
 if TYPE_CHECKING:
     from kombu_reliable.store.store import Store
 
-__all__ = ('MARK_STEP', 'Found', 'TagCount', 'Tags', 'check_tags')
-
-#: Jobs that one call tags or tracks.
-MARK_STEP = 50
+__all__ = ('Found', 'TagCount', 'Tags', 'check_tags')
 
 #: Members of tags that one call looks at; it takes about 1 ms.
 LOOKED_AT = 1_000
@@ -113,7 +111,7 @@ class Tags:
         return Found(tuple(keys), after)
 
     def walk(
-        self, tags: Sequence[str], *, any: bool = False, step: int = MARK_STEP
+        self, tags: Sequence[str], *, any: bool = False, step: int = JOBS_LIMIT
     ) -> Iterator[list[str]]:
         """The keys of the jobs that have tags now, in steps, from the oldest.
 
@@ -195,8 +193,8 @@ class Tags:
 
     def _mark(self, name: str, keys: Sequence[str], *args: Any) -> list[str]:
         statuses: list[str] = []
-        for at in range(0, len(keys), MARK_STEP):
-            step = keys[at : at + MARK_STEP]
+        for at in range(0, len(keys), JOBS_LIMIT):
+            step = keys[at : at + JOBS_LIMIT]
             call: Call[list[str]] = self._store.operations.call(name, _words, *args, *step)
             found: list[str] = self._store.repeat(call)
             statuses += found

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from kombu_reliable.envelope import pack_id, unpack_id
@@ -20,6 +22,9 @@ __all__ = ('Holder', 'Pending', 'Throttle', 'Throttles')
 
 #: Jobs under one id whose slots are taken at once.
 MOST_KEYS = 100
+
+#: Throttles that are looked at with one round trip.
+STEP = 200
 
 #: Longer times would not be exact.
 LONGEST = 2**52 // 1000
@@ -164,40 +169,37 @@ class Throttles:
 
     def get(self, name: str) -> Throttle | None:
         """A throttle as it is now; None if nobody has set it and no job waits or runs."""
-        keys, now = self._keys, self._store.now()
-        check_name(name)
-        queue = name.removeprefix(QUEUE_LIMIT) if name.startswith(QUEUE_LIMIT) else None
-        with self._client.pipeline(transaction=False) as pipe:
-            pipe.hgetall(keys.limits(name))
-            if queue is None:
-                pipe.zcard(keys.held(name))
-                pipe.zcard(keys.pending(name))
-            else:
-                pipe.zcard(keys.leased(queue))
-                pipe.zcard(keys.ready(queue))
-                pipe.zcard(keys.throttled(queue))
-            replies = pipe.execute(raise_on_error=False)
-        raw, held, *waiting = (_unless_foreign(reply) for reply in replies)
-        fields = {
-            key.decode(): value.decode(errors='replace') for key, value in (raw or {}).items()
-        }
-        if not fields and not held and not any(waiting):
-            return None
-        until = int(float(fields.get('until') or 0))
-        is_set = 'set' in fields and not 0 < until <= now
-        names = ('c', 'text', 'b') if is_set else ('dc', 'dtext', 'db')
-        concurrency, rate, burst = (fields.get(name, '') for name in names)
-        return Throttle(
-            name=name,
-            concurrency=int(concurrency) if concurrency else None,
-            rate=rate or None,
-            burst=int(burst) if burst else None,
-            source='set' if is_set else 'default',
-            expires_at=until or None if is_set else None,
-            stopped=concurrency == '0',
-            held=held or 0,
-            pending=sum(count or 0 for count in waiting),
-        )
+        return next(iter(self.look([check_name(name)])), None)
+
+    def look(self, names: Iterable[str]) -> list[Throttle]:
+        """Throttles as they are now, a few hundred with each round trip.
+
+        Those that nobody has set, and for which no job waits or runs, are left out.
+        """
+        wanted, now = list(names), self._store.now()
+        found = []
+        for at in range(0, len(wanted), STEP):
+            step = wanted[at : at + STEP]
+            with self._client.pipeline(transaction=False) as pipe:
+                asked = [self._ask(pipe, name) for name in step]
+                replies = iter(pipe.execute(raise_on_error=False))
+            found += [
+                _throttle(name, now, list(islice(replies, count)))
+                for name, count in zip(step, asked, strict=True)
+            ]
+        return [throttle for throttle in found if throttle is not None]
+
+    def _ask(self, pipe: Any, name: str) -> int:
+        """Asks for limits, those that run and those that wait; how many replies there will be."""
+        keys = self._keys
+        counted = [keys.held(name), keys.pending(name)]
+        if name.startswith(QUEUE_LIMIT):
+            queue = name.removeprefix(QUEUE_LIMIT)
+            counted = [keys.leased(queue), keys.ready(queue), keys.throttled(queue)]
+        pipe.hgetall(keys.limits(name))
+        for key in counted:
+            pipe.zcard(key)
+        return 1 + len(counted)
 
     def holders(self, name: str, offset: int = 0, limit: int = 100) -> list[Holder]:
         """A page of the jobs that have a slot, the longest first."""
@@ -230,8 +232,8 @@ class Throttles:
 
     def names(self) -> list[str]:
         """All throttles that were set, or for which jobs wait or run."""
-        with translating():
-            found: Any = self._client.smembers(self._keys.throttles)
+        with translating():  # in steps: there may be one for each customer
+            found = {*self._client.sscan_iter(self._keys.throttles, count=1_000)}
         return sorted(name.decode(errors='replace') for name in found)
 
     def _page(self, key: str, offset: int, limit: int) -> list[tuple[str, int]]:
@@ -244,6 +246,28 @@ class Throttles:
 
     def _run(self, name: str, *args: Any) -> int:
         return int(self._store.repeat(self._store.operations.call(name, int, *args)))
+
+
+def _throttle(name: str, now: int, replies: list[Any]) -> Throttle | None:
+    raw, held, *waiting = map(_unless_foreign, replies)
+    fields = {key.decode(): value.decode(errors='replace') for key, value in (raw or {}).items()}
+    if not fields and not held and not any(waiting):
+        return None
+    until = int(float(fields.get('until') or 0))
+    is_set = 'set' in fields and not 0 < until <= now
+    names = ('c', 'text', 'b') if is_set else ('dc', 'dtext', 'db')
+    concurrency, rate, burst = (fields.get(name, '') for name in names)
+    return Throttle(
+        name=name,
+        concurrency=int(concurrency) if concurrency else None,
+        rate=rate or None,
+        burst=int(burst) if burst else None,
+        source='set' if is_set else 'default',
+        expires_at=until or None if is_set else None,
+        stopped=concurrency == '0',
+        held=held or 0,
+        pending=sum(count or 0 for count in waiting),
+    )
 
 
 def _unless_foreign(reply: Any) -> Any:

@@ -28,7 +28,7 @@ SLICE = 0.005
 COARSE = 0.001
 
 #: How long a settlement waits for a claim to travel with, in seconds.
-FLUSH_PAUSE = 0.002
+FLUSH_PAUSE = 0.004
 
 #: Longest sleep without a look around, in seconds.
 LONGEST_WAIT = 1.0

@@ -20,7 +20,7 @@ from celery.result import AsyncResult
 from click.testing import CliRunner, Result
 
 import celery_ext
-from celery_ext import Extension
+from celery_ext import Extension, Throttle
 from celery_ext.cli import COMMANDS
 from tests.conftest import empty_database
 from tests.support.servers import Server
@@ -155,7 +155,7 @@ def test_jobs_are_listed_and_filtered(
     reliable: Run, document: Callable[..., Any], send: Callable[..., Any]
 ) -> None:
     late = [send('run', n, queue='listed', countdown=600) for n in range(3)]
-    other = send('add', 1, 2, queue='listed')
+    other = send('add', 1, 2, queue='listed', tags=['mine'])
     ids = {one['id'] for one in document('jobs', '--queue', 'listed')['jobs']}
     assert ids == {other.id, *(one.id for one in late)}
     delayed = document('jobs', '--queue', 'listed', '--state', 'delayed', '--limit', '2')
@@ -164,6 +164,8 @@ def test_jobs_are_listed_and_filtered(
     adds = document('jobs', '--queue', 'listed', '--task', 'tests.support.app.add')
     assert [one['id'] for one in adds['jobs']] == [other.id]
     assert adds['complete'] is True
+    assert document('jobs', '--tag', 'mine', '--queue', 'listed', '--state', 'ready') == adds
+    assert document('jobs', '--tag', 'mine', '--tag', 'not mine')['jobs'] == []
     table = reliable('jobs', '--queue', 'listed', columns=60).stdout
     assert all(len(line) <= 60 for line in table.splitlines())
     assert all(one.id in table for one in late)  # an id is there to be copied
@@ -292,11 +294,15 @@ def test_which_dead_letters_must_be_said(reliable: Run, action: str) -> None:
 
 def test_status(reliable: Run, document: Callable[..., Any], send: Callable[..., Any]) -> None:
     send('run', queue='overview')
+    send('run', queue='overview', throttles=Throttle('narrow', concurrency=1))
     found = document('status')
+    assert [one['name'] for one in found['throttles']] == ['narrow']
+    assert {one['state'] for one in found['workers']} == {'alive'}
     assert found['server']['kind'] == 'valkey' and found['server']['version']
     assert {'overview', 'celery'} <= {one['name'] for one in found['queues']}
     text = reliable('status', '--once', columns=60).stdout
-    assert 'overview' in text and all(len(line) <= 60 for line in text.splitlines())
+    assert 'overview' in text and 'narrow' in text and 'w1@test' in text
+    assert all(len(line) <= 60 for line in text.splitlines())
 
 
 def read_until(fd: int, enough: Callable[[str], bool]) -> str:

@@ -107,6 +107,9 @@ def run_lives(
         ext.jobs.cancel(publish('run', countdown=3600, life=['canceled']))
         moved = publish('run', number, life=['moved', *run, *end], queue='aside')
         ext.jobs[moved].move('celery')
+        ext.throttles[f'closed {number}'].set(concurrency=0)
+        held_up = ['throttled', *run, *end]
+        publish('run', number, life=held_up, throttles=f'closed {number}')
         untold = send('run', 'untracked')
         assert untold.id not in expected
     sleepers = [publish('sleep', 0.5, number, life=run + end) for number in range(4 * kills + 4)]
@@ -124,6 +127,9 @@ def run_lives(
             expected[id] = [*told, 'stalled', *_rest(where, told)]
     workers.start()
     assert sleepers
+    wait_for(lambda: all(told_of_throttle(ext, n) for n in range(count)), 30, 'held back')
+    for number in range(count):
+        ext.throttles[f'closed {number}'].delete()
     wait_for(lambda: is_over(ext), 60, 'all tasks have ended')
     return expected
 
@@ -141,7 +147,12 @@ def stored(ext: Extension) -> list[JobEvent]:
 
 def is_over(ext: Extension) -> bool:
     counts = ext.queues['celery'].counts()
-    return not (counts.ready or counts.delayed or counts.leased)
+    return not (counts.ready or counts.delayed or counts.throttled or counts.leased)
+
+
+def told_of_throttle(ext: Extension, number: int) -> bool:
+    told = ('throttled', f'closed {number}')
+    return any((event.event, event.detail) == told for event in stored(ext))
 
 
 def check_lives(
@@ -243,6 +254,26 @@ def test_a_task_with_everything(workers: Fleet, ext: Extension, send: Any, tmp_p
     assert ext.jobs.get(told) is None and ext.tags.top() == []
 
 
+def test_a_run_that_was_overtaken_tells_nothing(
+    workers: Fleet, ext: Extension, send: Any, tmp_path: Path
+) -> None:
+    """It was frozen for longer than its lease, and another worker has its job."""
+    door = tmp_path / 'door'
+    frozen = workers.start(concurrency=1)
+    result = send('tell', str(door))
+    workers.ledger.wait(1, 'told')
+    frozen.pause()
+    workers.start(concurrency=1)
+    second = workers.ledger.wait(2, 'told')[-1]
+    door.touch()
+    assert result.get(20) == 'leased'
+    frozen.resume()
+    frozen.wait_for_log("its job is not this run's any more")
+    told = [event.data['pid'] for event in ext.jobs[result].history if event.event == 'log']
+    assert told[-1] == second['pid']
+    assert ext.jobs[result].progress == 1.0
+
+
 def test_acting_on_all_that_have_a_tag(ext: Extension, send: Any) -> None:
     for number in range(130):
         tags = ['batch', 'even' if number % 2 == 0 else 'odd']
@@ -257,7 +288,7 @@ def test_acting_on_all_that_have_a_tag(ext: Extension, send: Any) -> None:
     assert repr(even) == "<jobs tagged 'batch' and 'even'>"
     plan = even.cancel(dry_run=True, progress=progress)
     assert (plan.total, plan.seen, plan.done, plan.skipped) == (65, 65, 65, {})
-    assert seen == [(50, 65), (65, 65)]
+    assert seen == [(25, 65), (50, 65), (65, 65)]
     assert ext.tags.top(1) == [('batch', 130)]
     assert even.set_priority(9).done == 65
     assert {job.priority for job in even} == {9}

@@ -230,6 +230,27 @@ def test_what_others_wait_for_stays_and_waits(
     assert (counts.ready, counts.waiting) == (1, 1)
 
 
+def test_what_waits_for_a_throttle_is_ready_there(
+    new: Fleet, store: Store, stock_url: str, client: redis.Redis
+) -> None:
+    import celery_ext
+
+    store.run(store.operations.declare('celery'))
+    app = new.app()
+    ext = celery_ext.install(app)
+    ext.throttles['closed'].set(concurrency=0)
+    for value in range(130):
+        task(app, 'run', value).apply_async(throttles='closed')
+    # One claim finds out that they have to wait.
+    store.run(store.operations.claim('w', 'token', 1, ['celery']))
+    assert ext.queues['celery'].counts().throttled == 130
+    report = migrate(app, target=stock_url)
+    assert (report['moved'], report['stayed']) == (130, [])
+    assert stock_values(client, 'celery\x06\x169') == list(range(130))
+    counts = store.jobs.counts('celery')
+    assert (counts.ready, counts.delayed, counts.throttled) == (0, 0, 0)
+
+
 def test_due_times_go_there_and_back(
     old: Fleet, new: Fleet, store: Store, stock_url: str, client: redis.Redis
 ) -> None:

@@ -130,6 +130,52 @@ def test_a_minute_of_kills(scheduled: Fleet, ext: Extension) -> None:
     survive_kills(scheduled, ext, 60)
 
 
+def fired_once_each(fleet: Fleet, schedule: Schedule, step: int) -> None:
+    """Each occurrence of a schedule was published once, in time, and ran once."""
+    schedule.pause()
+    times = occurrences(schedule)
+    assert times == list(range(times[0], times[-1] + 1, step))
+    assert len(times) == schedule.refresh().runs
+    assert lateness(schedule)[0] >= 0 and lateness(schedule)[-1] < 5
+    wait_for(lambda: len(fleet.ledger.lines('tick')) >= len(times), 20, 'all have run')
+    assert len({line['id'] for line in fleet.ledger.lines('tick')}) == len(times)
+
+
+@pytest.mark.parametrize('ahead', [3600, -3600])
+def test_the_clock_of_one_worker_is_wrong_by_an_hour(
+    scheduled: Fleet, ext: Extension, ahead: float
+) -> None:
+    declared = {'often': {'every': 0.5}}
+    for offset in (ahead, 0):
+        start(scheduled, declared=declared, ready=False, KR_AHEAD=str(offset))
+    scheduled.ledger.wait(6, 'tick')
+    fired_once_each(scheduled, ext.schedules['often'], 500)
+
+
+def test_two_versions_of_the_code_during_a_deploy(scheduled: Fleet, ext: Extension) -> None:
+    """The new one wins, and none fires what the other one has fired."""
+
+    def version(value: str) -> Any:
+        declared = {'often': {'every': 0.5, 'kwargs': {'value': value}}}
+        return start(scheduled, declared=declared)
+
+    old = version('old')
+    scheduled.ledger.wait(2, 'tick', value='old')
+    version('new')
+    scheduled.ledger.wait(2, 'tick', value='new')
+    version('old')  # a worker of the old version starts once more
+    count = len(scheduled.ledger.lines('tick', value='new'))
+    scheduled.ledger.wait(count + 3, 'tick', value='new')
+    old.terminate()
+    old.wait()
+    count = len(scheduled.ledger.lines('tick', value='new'))
+    scheduled.ledger.wait(count + 2, 'tick', value='new')
+    fired_once_each(scheduled, ext.schedules['often'], 500)
+    values = [line['value'] for line in scheduled.ledger.lines('tick')]
+    first = values.index('new')
+    assert set(values[first + 1 :]) == {'new'}, 'nothing flips back'
+
+
 def alone(fleet: Fleet, value: str) -> list[tuple[float, float]]:
     """The runs of a schedule, none of which overlaps another: begin and end."""
     runs: list[tuple[float, float]] = []

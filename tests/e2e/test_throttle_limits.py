@@ -172,13 +172,14 @@ def test_a_busy_worker_is_not_woken_for_what_it_cannot_start(make_fleet: MakeFle
     fleet.ledger.wait(1, 'started', value='throttled')
 
 
-def test_the_rate_limit_of_celery_still_works(make_fleet: MakeFleet) -> None:
+@pytest.mark.parametrize('headers', [{}, throttled(concurrency=2)], ids=['alone', 'and a throttle'])
+def test_the_rate_limit_of_celery_still_works(make_fleet: MakeFleet, headers: Any) -> None:
     fleet = make_fleet(
         config={'task_annotations': {'tests.support.app.run': {'rate_limit': '5/s'}}}
     )
     fleet.start(concurrency=4)
     app = fleet.app()
     for number in range(10):
-        task(app, 'run', number).apply_async()
+        task(app, 'run', number).apply_async(headers=headers)
     moments = sorted(entry['at'] for entry in fleet.ledger.wait(10, 'ran'))
     assert moments[-1] - moments[0] > 1.2

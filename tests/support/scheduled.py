@@ -1,6 +1,7 @@
 """The app of :mod:`tests.support.app` with the extension, and schedules that its code declares.
 
-What it declares comes from the environment, so that a test can run several versions of one app.
+What it declares comes from the environment, so that a test can run several versions of one app;
+and by how many seconds the clock of its machine is ahead.
 """
 
 from __future__ import annotations
@@ -15,6 +16,11 @@ from celery import Task
 
 import celery_ext
 from tests.support.app import app, note
+
+AHEAD = float(os.environ.get('KR_AHEAD', '0'))
+if AHEAD:
+    _real = time.time
+    time.time = lambda: _real() + AHEAD
 
 ext = celery_ext.install(app)
 

@@ -19,8 +19,6 @@
 --
 -- The functions are made when they are needed: making them would cost each settlement, which
 -- hardly ever needs them.
-local stirred = false -- whether this call has put something into RELEASES
-
 local made_dependencies
 
 local function dependencies()
@@ -36,6 +34,7 @@ local function dependencies()
   local BLOCK = 16 -- numbers of arrival that are taken at once
   local undone, told, number, last = 0, 0, 0, 0
   local awake = {}
+  local stirred = false -- whether this call has put something into RELEASES
   local expecting -- whether anybody expects anything
 
   local function next_number()
@@ -358,6 +357,9 @@ local function dependencies()
   all.state_of = state_of
   all.stop_waiting, all.tell_dependents = stop_waiting, tell_dependents
   all.tell_of_twin, all.told_already = tell_of_twin, told_already
+  all.has_stirred = function()
+    return stirred
+  end
   made_dependencies = all
   return all
 end

@@ -12,8 +12,7 @@
 -- @include since
 -- @include twins
 -- @include wake
--- What is rare in the life of a delivery: every end but a success, and every beginning but the
--- first.
+-- What is rare in the life of a delivery: every end but a success.
 local function give_back(queue, id, at, counts, feat, now)
   local claimable = make_ready(queue, id, at or 0, feat)
   redis.pcall('HDEL', EXTRA .. id, 'once')
@@ -67,30 +66,6 @@ local function deliver_once(id)
     redis.call('UNLINK', EXTRA .. id) -- foreign data
     redis.call('HSET', EXTRA .. id, 'once', 1)
   end
-end
-
--- Deliveries of a marked job that ended without an outcome, why there must be no other, if so, and
--- the letters of its features, and since when it waits, if that was noted.  An owner that is still
--- noted lost its lease, and loses the job by this claim.
-local function deliveries_before(id, limit, now)
-  local owner = redis.call('HGET', OWNERS, id)
-  local noted = redis.pcall('HMGET', EXTRA .. id, 'n', 'once', 'unwanted', 'feat', 'since')
-  if noted.err then
-    redis.call('UNLINK', EXTRA .. id) -- foreign data
-  end
-  local before, feat = tonumber(noted[1] or 0) or 0, noted[4] or ''
-  if owner then
-    fence(owner_token(owner), now)
-    before = before + 1
-    redis.call('HSET', EXTRA .. id, 'n', before)
-  end
-  if noted[3] then
-    return before, 'unwanted', feat
-  end
-  if noted[2] then
-    return before, 'lost', feat
-  end
-  return before, limit > 0 and before >= limit and 'delivery-limit' or nil, feat, noted[5]
 end
 
 -- Somebody has canceled it while it was held.

@@ -6,8 +6,9 @@
 -- @include tracking
 -- @include turns
 -- @include wake
--- Jobs that share limits, see lib/limits.lua, wait in lanes.  A lane is a queue and a set of throttles, and perhaps the
--- key of those who take turns; it is called by the digest of that and the name of its queue.
+-- Jobs that share limits, see lib/limits.lua, wait in lanes.  A lane is a queue and a set of throttles,
+-- and perhaps the key of those who take turns; it is called by the digest of that and the name of its
+-- queue.
 --   LANE          per lane: its jobs, by place
 --   LANE_INFO     per lane: what its jobs want as they say it ('t'), where it is parked ('p')
 --   THROTTLED     per queue: the jobs in its lanes, by place

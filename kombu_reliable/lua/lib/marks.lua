@@ -1,4 +1,4 @@
--- @include record
+-- @include extra
 -- @include tags
 -- @include tracking
 -- What a job is found by, besides its id: its tags, and that it is tracked.
@@ -14,7 +14,7 @@ end
 
 -- Adds a letter to those of a job, or takes it away, also while somebody holds the job.
 local function set_letter(id, letter, on)
-  local letters = redis.call('HGET', EXTRA .. id, 'feat') or ''
+  local letters = extra_get(id, 'feat') or ''
   local rest = string.gsub(letters, letter, '')
   if on then
     local before = string.match(rest, '^[a-' .. letter .. ']*')
@@ -24,10 +24,9 @@ local function set_letter(id, letter, on)
     return
   end
   if rest == '' then
-    redis.call('HDEL', EXTRA .. id, 'feat')
+    extra_delete(id, 'feat')
   else
-    redis.call('HSET', EXTRA .. id, 'feat', rest)
-    mark_extra(id)
+    extra_set(id, 'feat', rest)
   end
   local owner = redis.call('HGET', OWNERS, id)
   local place, worker = string.match(owner or '', '^([^;]*;%-?%d+)%a*(;.*)$')

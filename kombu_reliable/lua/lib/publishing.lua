@@ -27,8 +27,8 @@ local function publish_all(meta, known)
     if i <= skip then
       id = ''
     else
-      local record = rank .. stamp .. ARGV[at + 4]
-      if not redis.call('SET', JOB .. id, '-' .. record, 'NX') then
+      local record = '-' .. rank .. stamp .. ARGV[at + 4]
+      if not redis.call('SET', JOB .. id, record, 'NX') then
         id = store_twin(id, sequence + i, record)
       end
       local due = ARGV[at + 3] == '0' and now or due_at(ARGV[at + 3], now)

@@ -1,4 +1,5 @@
 -- @include alarm
+-- @include extra
 -- @include marks
 -- @include twins
 -- Completed jobs that are kept for a while, with their tags, so that one can look at them.
@@ -10,7 +11,8 @@ local function forget_completed(queue, ids)
     redis.call('ZREM', COMPLETED .. queue, id)
     forget_marks(id)
     leave_twin(id)
-    redis.call('UNLINK', JOB .. id, EXTRA .. id)
+    redis.call('UNLINK', JOB .. id)
+    drop_extra(id)
   end
 end
 
@@ -22,14 +24,13 @@ end
 
 -- Keeps a job that has succeeded, if it is to be kept; whether it does.
 local function keep_completed(queue, id, now)
-  local wanted = redis.pcall('HGET', EXTRA .. id, 'keep')
-  local life, limit = string.match(type(wanted) == 'string' and wanted or '', '^(%d+);(%d+)$')
+  local life, limit = string.match(extra_get(id, 'keep') or '', '^(%d+);(%d+)$')
   life = tonumber(life or 0)
   if life == 0 or redis.call('EXISTS', JOB .. id) == 0
       or type(redis.pcall('ZADD', COMPLETED .. queue, now + life, id)) == 'table' then
     return false
   end
-  redis.call('HSET', EXTRA .. id, 'done', now)
+  extra_set(id, 'done', now)
   alarm_by(queue, trim_at(now + life))
   local excess = redis.call('ZCARD', COMPLETED .. queue) - limit
   if excess > 0 then
@@ -37,10 +38,6 @@ local function keep_completed(queue, id, now)
       redis.call('ZRANGE', COMPLETED .. queue, 0, math.min(excess, 10) - 1))
   end
   return true
-end
-
-local function retention_entered(_, id, _, keep)
-  redis.call('HSETNX', EXTRA .. id, 'keep', keep)
 end
 
 local function retention_ended(queue, id, now, outcome)
@@ -51,4 +48,4 @@ local function retention_ended(queue, id, now, outcome)
   return false
 end
 
-local retention_hooks = {entered = retention_entered, ended = retention_ended}
+local retention_hooks = {ended = retention_ended}

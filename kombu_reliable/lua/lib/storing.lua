@@ -22,11 +22,11 @@ end
 -- of a user's begins like that.
 local function store_twin(id, number, record)
   if forget_if_completed(id) then
-    redis.call('SET', JOB .. id, '-' .. record)
+    redis.call('SET', JOB .. id, record)
     return id
   end
   local twin = string.format('~%.0f~', number) .. id
-  redis.call('SET', JOB .. twin, '-' .. record)
+  redis.call('SET', JOB .. twin, record)
   redis.call('SADD', TWINS .. id, twin)
   return twin
 end

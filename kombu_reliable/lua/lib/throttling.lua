@@ -3,16 +3,6 @@
 -- feature 'l'.  A job has its slots while it is leased.
 local throttle_hooks = {}
 
-throttle_hooks.entered = function(_, id, _, value)
-  if value == '' then
-    redis.call('HDEL', EXTRA .. id, 'lane')
-  else
-    redis.call('HSET', EXTRA .. id, 'lane', value)
-    redis.call('HSET', META, 'lanes', 1) -- from now on claims look for them
-    lanes().published[id] = true
-  end
-end
-
 throttle_hooks.paused = function(queue, id, _, event)
   if event == 'retried' or event == 'failed' then
     lanes().leave(queue, id) -- it may have lost its lease before

@@ -19,8 +19,9 @@
 -- @include settlement
 -- @include timekeeper
 -- @include wake
+-- @defer beginning: deliveries_before
 -- @defer dependency: tell_of_ends, dependencies, forsake
--- @defer endings: settle_otherwise, deliver_once, status_of_other, leave_twin, deliveries_before, end_undelivered
+-- @defer endings: settle_otherwise, deliver_once, status_of_other, leave_twin, end_undelivered
 -- @defer features: tell_features, features_of, end_features
 -- @defer lanes: lanes
 -- @defer upkeep: serve_alarms

@@ -1,7 +1,8 @@
 -- Move: puts jobs into another queue, in the state they are in, at their place.
 --
 -- ARGV  now | '', retention of dead letters (ms), queue, then the keys of the jobs
--- Reply per job: done, unknown, leased or completed (it stays where it is), no-queue (the queue was deleted)
+-- Reply per job: done, unknown, leased or completed (it stays where it is), no-queue (the queue was
+--       deleted)
 -- Cost  O(log n) per job, and copies their messages; at most 25 jobs a call
 -- @include acting
 -- @include delaying

@@ -3,7 +3,7 @@
 --
 -- ARGV  now | '', lane, number of the first message in its lane, then per message: id, queue, rank,
 --       due, tail, features; all but the last as publish has them
---       features: '' or a JSON object of what lib/features.lua names, and
+--       features: '' or a JSON object of what lib/entering.lua names, and
 --       run  [token, key]: published by the owner of this delivery, whose next run it is.
 --            Ends the delivery in the same step; refused if it was taken from its owner.
 --       depends  what it waits for, see lib/dependency.lua
@@ -12,7 +12,7 @@
 -- Cost  O(log n) per message and dependency; at most 200 messages and 300 dependencies a call
 -- @include clock
 -- @include delaying
--- @include features
+-- @include entering
 -- @include history
 -- @include layout
 -- @include nonce
@@ -25,6 +25,7 @@
 -- @defer cycle: closes_cycle
 -- @defer dependency: tell_of_ends, dependencies, forsake
 -- @defer displacing: make_way
+-- @defer features: tell_features, features_of, end_features
 -- @defer lanes: lanes
 -- @defer storing: store_twin
 local STRIDE = 6
@@ -75,7 +76,7 @@ local function is_in_the_way(unique, number, now)
   return holder
 end
 
--- Stores the record; whether it did.
+-- Stores the record.  Returns its key and whether it is a new job; or why it is not stored, and nil.
 local function store(at, number, record, features, now)
   local run = features.run
   if run and not succeeded[run[1]] then
@@ -83,18 +84,19 @@ local function store(at, number, record, features, now)
       succeeded[run[1]] = true
       redis.call('SET', JOB .. run[2], 'x' .. record)
       features.unique = nil -- it has what its job has
-      return run[2], true
+      return run[2], false
     elseif is_fenced(run[1]) or has_next_run(run[2], run[1]) then
-      return '!', false
+      return '!', nil
     end
   end
   local unique = features.unique
   local holder = unique and is_in_the_way(unique, number, now)
   if holder then
-    return '!' .. unique.conflict .. ' ' .. holder, false
+    return '!' .. unique.conflict .. ' ' .. holder, nil
   end
   local id = ARGV[at]
-  if not redis.call('SET', JOB .. id, '-' .. record, 'NX') then
+  record = (has_features(features) and 'x' or '-') .. record
+  if not redis.call('SET', JOB .. id, record, 'NX') then
     id = store_twin(id, number, record)
   end
   return id, true
@@ -135,11 +137,11 @@ local function publish(at, number)
   if depends and closes_cycle(run and run[2] or ARGV[at], depends.on) then
     return '!cycle'
   end
-  local id, stored = store(at, number, rank .. stamp .. ARGV[at + 4], features, now)
-  if not stored then
+  local id, fresh = store(at, number, rank .. stamp .. ARGV[at + 4], features, now)
+  if fresh == nil then
     return id
   end
-  local feat = enter_features(queue, id, now, features)
+  local feat = enter_features(queue, id, now, features, fresh and number)
   if waits(id, queue, due, number, features, now) then
     return id
   end

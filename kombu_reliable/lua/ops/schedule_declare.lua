@@ -6,8 +6,9 @@
 -- ARGV  now | '', queue of ticks, the set of declarations ('' if nobody stays for it),
 --       how long it counts as living (ms),
 --       then per schedule: name, digest, when, spec, rules, at, due
--- Reply the living sets, one string, behind a '!' if this one was not among them; then a word per schedule: new, changed, same, older (a newer
---       one applies), mended (nobody declared it for a while)
+-- Reply the living sets, one string, behind a '!' if this one was not among them; then a word per
+--       schedule: new, changed, same, older (a newer one applies), mended (nobody declared it for
+--       a while)
 -- Cost  O(log n) per schedule; at most 50 a call
 -- @include clock
 -- @include layout

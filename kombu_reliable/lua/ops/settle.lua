@@ -8,10 +8,12 @@
 -- @include clock
 -- @include layout
 -- @include room
--- @include releasing
 -- @include settlement
+-- @defer dependency: tell_of_ends, dependencies, forsake
+-- @defer endings: settle_otherwise, deliver_once, status_of_other, leave_twin, end_undelivered
 -- @defer features: tell_features, features_of, end_features
 -- @defer lanes: lanes
+-- @defer releasing: releasing
 local version, hold
 version, hold, pausing = unpack(redis.call('HMGET', META, 'v', 'hold', 'paused'))
 if foreign(version) then
@@ -20,8 +22,9 @@ end
 enter_full_server()
 local reply = {}
 local now, retention, keep = clock(), tonumber(ARGV[2]), tonumber(ARGV[3])
+local unmade = dependencies
 settle(4, #ARGV, now, retention, keep, reply)
-if stirred then
+if dependencies ~= unmade and dependencies().has_stirred() then
   pcall(releasing, '', now, tonumber(hold or nil), retention, keep)
 end
 return reply

@@ -4,7 +4,7 @@
 --       for how long they are kept once completed, if nobody has said so ('<ms>;<number>', ''),
 --       then the keys of the jobs
 -- Reply per job: done, unknown, too-many (it keeps those that it had)
--- Cost  O(log n) per job and tag; at most 50 jobs a call
+-- Cost  O(log n) per job and tag; at most 25 jobs a call
 -- @include acting
 -- @include marks
 -- @include whereabouts

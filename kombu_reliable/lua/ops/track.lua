@@ -4,7 +4,7 @@
 --       for how long it is kept once completed, if nobody has said so ('<ms>;<number>', ''),
 --       then the keys of jobs of this task
 -- Reply per job: done, unknown
--- Cost  O(log n) per job; at most 50 jobs a call
+-- Cost  O(log n) per job; at most 25 jobs a call
 -- @include acting
 -- @include marks
 -- @include whereabouts
