@@ -218,7 +218,7 @@ KINDS: dict[str, tuple[float, Callable[[Producer], None]]] = {
     'paced': (0.3, Producer.paced),
     'single': (10, Producer.single),
     'failing': (1, Producer.failing),
-    'long': (3, Producer.long),
+    'long': (1.5, Producer.long),
     'poison': (0.12, Producer.poison),
 }
 
