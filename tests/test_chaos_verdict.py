@@ -245,6 +245,9 @@ def test_how_long_it_took_until_it_ran_again() -> None:
     [recovery] = verdict.recoveries
     assert recovery.seconds == pytest.approx(5.5)
     assert verdict.lease_losses == 1
+    between = [TWICE[0], ran('a', 30, 31, delivery=3, worker='w2.1')]
+    verdict = judged([job('a')], between, [trouble(Kind.WORKER_KILLED, 10.5)])
+    assert (verdict.recoveries, verdict.lease_losses) == ([], 2)
 
 
 def test_each_retry_is_a_run_of_its_own() -> None:
