@@ -15,7 +15,7 @@ from benchmarks.chaos.verdict import Verdict, judge
 
 LEASE = 4.0
 LIMIT = 'two at once'
-PACED = 'five a second'
+PACED = 'ten a second'
 
 
 def job(name: str, kind: str = 'short', at: float = 0.0, **fields: Any) -> Submission:
@@ -245,6 +245,9 @@ def test_how_long_it_took_until_it_ran_again() -> None:
     [recovery] = verdict.recoveries
     assert recovery.seconds == pytest.approx(5.5)
     assert verdict.lease_losses == 1
+    between = [TWICE[0], ran('a', 30, 31, delivery=3, worker='w2.1')]
+    verdict = judged([job('a')], between, [trouble(Kind.WORKER_KILLED, 10.5)])
+    assert (verdict.recoveries, verdict.lease_losses) == ([], 2)
 
 
 def test_each_retry_is_a_run_of_its_own() -> None:
@@ -356,8 +359,8 @@ def test_a_rate_holds() -> None:
         ]
         return jobs, runs
 
-    assert bad(judged(*at(*(n / 5 for n in range(50))))) == {}
-    rush = at(*(10 + n / 100 for n in range(30)))
+    assert bad(judged(*at(*(n / 10 for n in range(100))))) == {}
+    rush = at(*(10 + n / 100 for n in range(60)))
     assert bad(judged(*rush)) == {'throttle violations': 1}
     assert bad(judged(*rush, [trouble(Kind.FROZEN, 5, 9.9)])) == {}, 'it starts late what it had'
 

@@ -37,7 +37,7 @@ class Pace:
         return f'{self.rate:g}/s'
 
 
-PACED = Pace('five a second', 5.0, 3)
+PACED = Pace('ten a second', 10.0, 3)
 
 #: A rate is checked in windows of this many seconds ...
 WINDOW = 2.0

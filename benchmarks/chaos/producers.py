@@ -58,10 +58,12 @@ class Producer:
         self._pen = Pen(directory / 'submitted')
         self._rng = rng
         self._lease = lease
-        self._weights, self._makers = zip(*(KINDS[kind] for kind in kinds), strict=True)
+        self._kinds = list(kinds)
 
     def run(self, rate: float) -> None:
         """Publishes until there is a ``stop``, at most ``rate`` a second; 0: no limit."""
+        weights = [KINDS[kind][0] for kind in self._kinds]
+        first = self._first()
         due = time.monotonic()
         looked = 0.0
         while True:
@@ -78,11 +80,20 @@ class Producer:
                 due = max(due + 1 / rate, now - 1.0)
                 if due > now:
                     time.sleep(due - now)
-            [maker] = self._rng.choices(self._makers, self._weights)
+            kind = first.pop() if first else self._rng.choices(self._kinds, weights)[0]
             try:
-                maker(self)
+                KINDS[kind][1](self)
             except Refused:
                 time.sleep(0.05)
+
+    def _first(self) -> list[str]:
+        """A few of each, so that none is missing in a short run; but a poisonous one costs many
+        processes, and a paced one takes its time."""
+        first = [kind for kind in self._kinds if kind not in ('poison', 'paced')]
+        first += [kind for kind in self._kinds if kind == 'paced' and self._rng.random() < 0.4]
+        first += ['long', 'long'] if 'long' in first else []
+        self._rng.shuffle(first)
+        return first
 
     def _told(self, what: str) -> bool:
         return (self._directory / what).exists()
@@ -178,7 +189,7 @@ class Producer:
         from celery_ext import Throttle
 
         throttle = Throttle(PACED.name, rate=PACED.text, burst=PACED.burst)
-        for _ in range(30):
+        for _ in range(60):
             self.send('limited', 0.0, limit=PACED.name, throttles=[throttle])
 
     def single(self) -> None:
@@ -207,7 +218,7 @@ KINDS: dict[str, tuple[float, Callable[[Producer], None]]] = {
     'paced': (0.3, Producer.paced),
     'single': (10, Producer.single),
     'failing': (1, Producer.failing),
-    'long': (3, Producer.long),
+    'long': (1.5, Producer.long),
     'poison': (0.12, Producer.poison),
 }
 

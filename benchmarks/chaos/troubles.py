@@ -160,8 +160,7 @@ def kill_server(world: World) -> None:
         world.meter.fail()
 
     def start() -> None:
-        world.server.start()
-        world.server_down = False
+        world.start_server()
         world.note(kind, begin)
 
     world.later(world.rng.uniform(0.1, 3.0), start)
@@ -180,6 +179,22 @@ def freeze_server(world: World) -> None:
         world.note(Kind.SERVER_FROZEN, begin)
 
     world.later(_leases(world, world.rng.choice((SHORT, LONG))), thaw)
+
+
+def set_clock(world: World) -> None:
+    """Of the server, to and fro: by less than it needs to look like an outage, and by more."""
+    if not world.clock.available or world.clock_is_wrong:
+        return
+    begin = time.monotonic()
+    world.clock.set(world.rng.choice((-1, 1)) * _leases(world, (0.1, 3.0)))
+    world.clock_is_wrong = True
+
+    def set_right() -> None:
+        world.clock.set(0.0)
+        world.clock_is_wrong = False
+        world.note(Kind.CLOCK, begin)
+
+    world.later(_leases(world, (0.5, 2.0)), set_right)
 
 
 def fill_server(world: World) -> None:
@@ -275,6 +290,7 @@ CARDS: dict[Action, int] = {
     kill_server: 1,
     freeze_server: 1,
     fill_server: 2,
+    set_clock: 2,
     cut_connections: 3,
     reset_connections: 1,
     lose_messages: 3,

@@ -297,7 +297,8 @@ def _double(
     verdict.doubles.append(double)
     if not why:
         verdict.unexplained.append(double)
-    elif loss is not None:
+    elif loss is not None and second.delivery - first.delivery <= 1:
+        # Else somebody had it in between who did not come to start it.
         waited = second.start - max(loss.begin, first.start)
         if waited > 0:
             verdict.recoveries.append(Recovery(first.id, why, waited))

@@ -23,6 +23,7 @@ from benchmarks.chaos.kinds import Kind
 from benchmarks.chaos.ledger import EVERYBODY, Ledger, Pen, Tail
 from benchmarks.chaos.power import PowerMeter
 from benchmarks.chaos.pulse import Pulse
+from benchmarks.chaos.server_clock import ServerClock
 from benchmarks.chaos.settings import Settings
 from tests.support.proxy import Proxy
 from tests.support.servers import Server
@@ -55,6 +56,7 @@ class World:
         #: What should not have happened, in words.
         self.surprises: list[str] = []
         self.server_down = False
+        self.clock_is_wrong = False
         self._later: list[tuple[float, int, Callable[[], None]]] = []
         self._order = itertools.count()
         self._stack = ExitStack()
@@ -62,9 +64,12 @@ class World:
 
     def __enter__(self) -> Self:
         settings, stack = self.settings, self._stack
-        self.server = stack.enter_context(
-            Server(settings.server, appendfsync=settings.appendfsync, maxmemory_policy='noeviction')
+        self.clock = ServerClock(self.ledger.directory)
+        self.server = Server(
+            settings.server, appendfsync=settings.appendfsync, maxmemory_policy='noeviction'
         )
+        stack.callback(self.server.close)
+        self.start_server()
         self.meter = PowerMeter(self.server.directory)
         self.proxy = stack.enter_context(Proxy(('127.0.0.1', self.server.port)))
         self._journal = Pen(self.ledger.troubles)
@@ -118,6 +123,11 @@ class World:
 
     def living_producers(self) -> list[Member]:
         return [one for one in self.crew.there() if one.place in self.producers]
+
+    def start_server(self) -> None:
+        with self.clock.worn():
+            self.server.start()
+        self.server_down = False
 
     def client(self) -> redis.Redis:
         """To the server itself, whatever the proxy does."""
