@@ -52,17 +52,17 @@ def every_point(operation: Operation, clean: Clean) -> Iterator[Point]:
 
 
 def sample(operation: Operation, clean: Clean) -> Iterator[Point]:
-    """Every other fault, each at one of the calls; the same in each run.
+    """Every third fault, each at one of the calls; the same in each run.
 
-    The next operation meets the others.
+    The next operations meet the others.
     """
     number = list(TABLE).index(operation.name)
-    for fault in AT_A_CALL[number % 2 :: 2]:
+    for fault in AT_A_CALL[number % 3 :: 3]:
         if not (operation.slow and fault.kind in SILENT):
             at = zlib.crc32(f'{operation.name} {fault.name}'.encode()) % len(clean.calls)
             yield Point(operation, fault, clean.calls[at])
-    if not operation.slow:
-        yield Point(operation, BEFORE[number // 2 % 2])
+    if number % 3 and not operation.slow:
+        yield Point(operation, BEFORE[number % 3 - 1])
 
 
 def run_cleanly(servers: Servers, operations: Iterable[Operation]) -> dict[str, Clean]:
