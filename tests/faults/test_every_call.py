@@ -9,9 +9,9 @@ from collections.abc import Callable
 import pytest
 
 from tests.faults.conftest import FIGURES
-from tests.faults.plan import every_point, run_all, sample
+from tests.faults.plan import every_point, run_all, run_cleanly, sample
 from tests.faults.public import EXCEPTIONS, operations
-from tests.faults.running import Clean, Outcome, Point
+from tests.faults.running import DATABASES, Clean, Outcome, Point
 from tests.faults.table import TABLE, Operation
 from tests.support.servers import Server
 
@@ -27,15 +27,23 @@ MISSED = 0.1
 
 SHOWN = 5
 
+#: Operations that are tried on a server that has forgotten its scripts: each way of calling them.
+FORGETTABLE = (
+    'store: pause', 'store: cancel', 'store: hand over counts', 'ext: job move',
+    'ext: apply async with depends on', 'transport: publish one', 'transport: publish a batch',
+    'transport: publish with many dependencies', 'transport: consume and ack',
+    'transport: consume and requeue', 'transport: get one', 'schedules: run now',
+)  # fmt: skip
 
-def judge(outcomes: list[Outcome]) -> str:
+
+def judge(outcomes: list[Outcome], missed: float) -> str:
     """All is well; says how much that was."""
     wrong = [outcome for outcome in outcomes if outcome.problem]
     counts = Counter(outcome.point.operation.name for outcome in wrong)
     shown = '\n\n'.join(f'{one.point}\n{one.problem}' for one in wrong[:SHOWN])
     assert not wrong, f'{len(wrong)} of {len(outcomes)} points are wrong: {counts}\n{shown}'
     fired = sum(outcome.fired for outcome in outcomes)
-    assert fired >= (1 - MISSED) * len(outcomes), f'only {fired} of {len(outcomes)} faults befell'
+    assert fired >= (1 - missed) * len(outcomes), f'only {fired} of {len(outcomes)} faults befell'
     operations = {outcome.point.operation.name for outcome in outcomes}
     calls = {(outcome.point.operation.name, outcome.point.call) for outcome in outcomes}
     again = sum(outcome.attempts > 1 for outcome in outcomes)
@@ -51,9 +59,10 @@ def run(
     clean: dict[str, Clean],
     record: Callable[[str, object], None],
     progress: Callable[[list[Outcome], int], None] = lambda outcomes, total: None,
+    missed: float = MISSED,
 ) -> None:
     start = time.monotonic()
-    figures = judge(run_all(servers, points, clean, progress))
+    figures = judge(run_all(servers, points, clean, progress), missed)
     record(FIGURES, f'{figures}, {time.monotonic() - start:.0f} s')
 
 
@@ -103,3 +112,17 @@ def test_each_operation_with_each_fault_at_each_call(
     points = [point for one in TABLE.values() for point in every_point(one, clean[one.name])]
     assert len(points) >= FLOOR_OF_ALL
     run(fault_servers, points, clean, record_property, progress)
+
+
+@pytest.mark.matrix
+@pytest.mark.timeout(1800)
+def test_when_the_server_has_forgotten_all_scripts(
+    record_property: Callable[[str, object], None],
+) -> None:
+    """Whoever meets that loads them, over and over: all runs share the server, and each makes it
+    forget."""
+    operations = [TABLE[name].forgetting() for name in FORGETTABLE]
+    with Server('valkey', databases=DATABASES) as server:
+        clean = run_cleanly(lambda _: server, operations)
+        points = [point for one in operations for point in every_point(one, clean[one.name])]
+        run(lambda _: server, points, clean, record_property, missed=0.5)
