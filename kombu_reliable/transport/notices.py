@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections.abc import Callable
 
@@ -16,6 +15,9 @@ __all__ = ('Notices',)
 #: Seconds after which a queue is told again: it may have been forgotten, or the server emptied.
 AGAIN = 600.0
 
+#: ... or if it could not be told.
+AFTER_A_FAILURE = 10.0
+
 #: Queues kept in mind; whoever publishes to more tells some of them more often.
 KEPT = 10_000
 
@@ -28,10 +30,12 @@ class Notices:
 
     Args:
         store: returns where to tell.
+        patience: seconds after which one is told again of which the server could not be told.
     """
 
-    def __init__(self, store: Callable[[], Store]) -> None:
+    def __init__(self, store: Callable[[], Store], patience: float = AFTER_A_FAILURE) -> None:
         self._store = store
+        self._patience = patience
         #: Until when a queue need not be told, on the monotonic clock.
         self._told: dict[str, float] = {}
 
@@ -43,5 +47,7 @@ class Notices:
         if len(self._told) >= KEPT:
             self._told.clear()
         self._told[queue] = now + AGAIN
-        with contextlib.suppress(ReliableError, redis.exceptions.RedisError, OSError):
+        try:
             self._store().notice(queue)
+        except (ReliableError, redis.exceptions.RedisError, OSError):
+            self._told[queue] = now + self._patience

@@ -20,7 +20,7 @@ FIGURES = 'faults'
 
 
 @pytest.fixture(scope='module')
-def servers() -> Iterator[Callable[[Operation], Server]]:
+def fault_servers() -> Iterator[Callable[[Operation], Server]]:
     """The server for an operation; both have so many databases that no two runs share one."""
     usual = Server('valkey', databases=DATABASES)
     # It can confirm that a message is on the disk.
@@ -32,9 +32,9 @@ def servers() -> Iterator[Callable[[Operation], Server]]:
 
 
 @pytest.fixture(scope='module')
-def clean(servers: Callable[[Operation], Server]) -> dict[str, Clean]:
+def clean(fault_servers: Callable[[Operation], Server]) -> dict[str, Clean]:
     """All operations without a fault: which calls they make, and what they leave behind."""
-    return run_cleanly(servers, TABLE.values())
+    return run_cleanly(fault_servers, TABLE.values())
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:

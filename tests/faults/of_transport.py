@@ -38,7 +38,18 @@ def publish(w: World, *bodies: Any, **options: Any) -> None:
 
 
 class Consuming:
-    """Consumes until as many messages have come as are expected, and nothing is unsettled."""
+    """Consumes until as many messages have come as are expected, and nothing is unsettled.
+
+    Args:
+        w: where.
+        expected: how many messages.
+        settle: what is done with each.
+        queue: where they are.
+        prefetch: how many may be held.
+        no_ack: they are settled when they come.
+        meanwhile: called once, when it waits.
+        at_last: called when it waits and something has come.
+    """
 
     def __init__(
         self,
@@ -49,6 +60,7 @@ class Consuming:
         prefetch: int = 2,
         no_ack: bool = False,
         meanwhile: Callable[[], None] | None = None,
+        at_last: Callable[[], None] | None = None,
     ) -> None:
         self.w = w
         self.expected = expected
@@ -57,6 +69,7 @@ class Consuming:
         self.prefetch = prefetch
         self.no_ack = no_ack
         self.meanwhile = meanwhile
+        self.at_last = at_last
         self.seen: list[Any] = []
 
     def _got(self, message: Any) -> None:
@@ -77,16 +90,21 @@ class Consuming:
             channel.close()
         return sorted(self.seen)
 
+    def _holds(self, keeper: Any) -> bool:
+        return self.at_last is not None and bool(keeper.leases())
+
     def _drain(self) -> None:
         connection = self.w.connection
         keeper = connection.transport.endpoint.keeper
         deadline = time.monotonic() + 30
-        while len(self.seen) < self.expected or keeper.unsettled:
+        while len(self.seen) < self.expected or keeper.unsettled or self._holds(keeper):
             assert time.monotonic() < deadline, f'only {self.seen} came'
             try:
                 connection.drain_events(timeout=0.1)
             except TimeoutError:
                 # It waits by now.
+                if self.seen and self.at_last is not None:
+                    self.at_last()
                 if self.meanwhile is not None:
                     self.meanwhile, meanwhile = None, self.meanwhile
                     meanwhile()
@@ -408,7 +426,7 @@ def consume_once(w: World) -> Act:
         held.append(message)
         message.once()
 
-    return Consuming(w, 1, settle, meanwhile=lambda: held[0].settle(Verdict.ACK))
+    return Consuming(w, 1, settle, at_last=lambda: held[0].settle(Verdict.ACK))
 
 
 @operation(patience=AFTER_A_CLAIM, loose=['x:'])

@@ -18,6 +18,7 @@ from tests.faults import of_ext, of_schedules, of_store, of_transport
 from tests.faults.kinds import AT_A_CALL, BEFORE
 from tests.faults.running import Clean, Outcome, Point, run_clean, run_point
 from tests.faults.table import TABLE, Operation
+from tests.support.proxy import Kind
 from tests.support.servers import Server
 
 __all__ = ('every_point', 'know_scripts', 'run_all', 'run_cleanly', 'sample')
@@ -26,10 +27,13 @@ __all__ = ('every_point', 'know_scripts', 'run_all', 'run_cleanly', 'sample')
 PARTS = (of_store, of_transport, of_ext, of_schedules)
 
 #: Runs at once.  They wait for timeouts most of the time.
-AT_ONCE = int(os.environ.get('KR_AT_ONCE', 12))
+AT_ONCE = int(os.environ.get('KR_AT_ONCE', 24))
 
 #: After so many seconds without an end a run counts as hanging.
 STUCK = 90.0
+
+#: Faults after which a slow operation waits.
+SILENT = (Kind.SILENT_REQUESTS, Kind.SILENT_REPLIES)
 
 Servers = Callable[[Operation], Server]
 
@@ -48,11 +52,17 @@ def every_point(operation: Operation, clean: Clean) -> Iterator[Point]:
 
 
 def sample(operation: Operation, clean: Clean) -> Iterator[Point]:
-    """Each fault at one of the calls, the same in each run."""
-    for fault in AT_A_CALL:
-        at = zlib.crc32(f'{operation.name} {fault.name}'.encode()) % len(clean.calls)
-        yield Point(operation, fault, clean.calls[at])
-    yield Point(operation, BEFORE[zlib.crc32(operation.name.encode()) % len(BEFORE)])
+    """Every third fault, each at one of the calls; the same in each run.
+
+    The next operations meet the others.
+    """
+    number = list(TABLE).index(operation.name)
+    for fault in AT_A_CALL[number % 3 :: 3]:
+        if not (operation.slow and fault.kind in SILENT):
+            at = zlib.crc32(f'{operation.name} {fault.name}'.encode()) % len(clean.calls)
+            yield Point(operation, fault, clean.calls[at])
+    if number % 3 and not operation.slow:
+        yield Point(operation, BEFORE[number % 3 - 1])
 
 
 def run_cleanly(servers: Servers, operations: Iterable[Operation]) -> dict[str, Clean]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from tests.faults.world import World
@@ -51,6 +51,16 @@ class Operation:
 
     def __str__(self) -> str:
         return self.name
+
+    def forgetting(self) -> Operation:
+        """The same on a server that has just forgotten all scripts, as after a restart."""
+
+        def prepare(world: World) -> Act:
+            act = self.prepare(world)
+            world.client.script_flush()
+            return act
+
+        return replace(self, name=f'{self.name}, scripts forgotten', prepare=prepare)
 
 
 TABLE: dict[str, Operation] = {}

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from kombu_reliable.transport.notices import Notices
 from tests.faults.calls import same_kind
 from tests.faults.of_ext import Hearing
 from tests.faults.of_schedules import with_one
@@ -73,3 +74,14 @@ def test_a_run_that_was_asked_for_is_no_error_because_of_what_follows(world: Wor
     result = schedule.run_now()
     assert fault.fired is not None
     assert [job.id for job in world.far.jobs.in_state(QUEUE, 'ready')] == [result.id]
+
+
+def test_a_queue_is_told_again_if_it_could_not_be_told(world: World) -> None:
+    """Or nobody would list it for ten minutes."""
+    notices = Notices(lambda: world.store, patience=0.0)
+    faults = [world.proxy.fault(Kind.CUT_REQUEST, n, same_kind('notice')) for n in (1, 2)]
+    notices.add('q')
+    assert all(fault.fired for fault in faults), 'it was tried twice'
+    assert world.client.zscore(world.keys.noticed, 'q') is None
+    notices.add('q')
+    assert world.client.zscore(world.keys.noticed, 'q') is not None

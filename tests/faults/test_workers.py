@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import random
 import time
 from collections import Counter
@@ -24,6 +25,12 @@ TIMEOUT = 0.7
 #: What a worker's connections say, again and again.
 USUAL = ('claim', 'settle', 'BZPOPMIN', 'renew')
 
+#: What the short run is made of; the long one takes all.
+CHOSEN = (
+    Kind.TORN_REQUEST, Kind.SILENT_REQUESTS, Kind.LATE_REQUEST, Kind.CLOSED_TO_CLIENT,
+    Kind.RESET_REPLY, Kind.TORN_REPLY, Kind.SILENT_REPLIES,
+)  # fmt: skip
+
 #: A call of such a kind comes within this time, in seconds, or the fault is for the next one.
 PATIENCE = 6.0
 
@@ -36,6 +43,9 @@ class Load:
         self.app = fleet.app(broker)
         self.rng = rng
         self.wanted: Counter[tuple[str, int]] = Counter()
+        self.begun: Counter[tuple[str, int]] = Counter()
+        self.read = 0
+        fleet.ledger.path.touch()
         self.numbers = itertools.count()
 
     def publish(self) -> None:
@@ -44,7 +54,7 @@ class Load:
         if sort < 0.7:
             self._one('run', number)
         elif sort < 0.8:
-            self._one('sleep', 1.4 * TIMEOUT, value=number)
+            self._one('sleep', 1.1 * LEASE / 3, value=number)
         elif sort < 0.9:
             self._one('run', number, countdown=self.rng.uniform(0.05, 0.5))
         else:
@@ -58,10 +68,16 @@ class Load:
 
     def ran(self) -> Counter[tuple[str, int]]:
         """How often each run of each task has begun."""
-        lines = self.fleet.ledger.lines()
-        return Counter(
-            (line['id'], line['retries']) for line in lines if line['event'] in ('ran', 'started')
-        )
+        with self.fleet.ledger.path.open() as ledger:
+            ledger.seek(self.read)
+            for text in ledger:
+                if not text.endswith('\n'):
+                    break  # somebody is writing it
+                self.read += len(text)
+                line = json.loads(text)
+                if line['event'] in ('ran', 'started'):
+                    self.begun[line['id'], line['retries']] += 1
+        return self.begun
 
     def pause(self) -> None:
         time.sleep(self.rng.uniform(0.0, 0.03))
@@ -91,7 +107,8 @@ def storm(proxy: Proxy, load: Load, faults: Iterator[tuple[Kindred, str | None]]
         # It goes on: what is published now runs, although old connections may be silent.
         before = len(load.ran())
         deadline = time.monotonic() + 20
-        while len(load.ran()) < before + 2:
+        load.publish()
+        while len(load.ran()) == before:
             assert time.monotonic() < deadline, f'no task runs after: {fault} at {kind}'
             load.publish()
             time.sleep(0.05)
@@ -137,10 +154,10 @@ def test_each_kind_of_fault_under_a_worker(
     load = Load(fleet, direct, rng)
     worker = fleet.start('--without-mingle', '--without-gossip', concurrency=2)
     kinds = itertools.cycle(USUAL)
-    faults = [(fault, next(kinds)) for fault in AT_A_CALL if fault.kind is not Kind.RESET_REQUEST]
+    faults = [(fault, next(kinds)) for fault in AT_A_CALL if fault.kind in CHOSEN]
     befallen = storm(proxy, load, iter(faults))
     check(fleet, server, worker, load, befallen)
-    assert sum(befallen.values()) >= len(faults) - 2
+    assert sum(befallen.values()) >= len(CHOSEN) - 2
 
 
 @pytest.mark.matrix
