@@ -111,7 +111,7 @@ def no_alarm_is_late(machine: Machine, found: Snapshot) -> None:
     dues += [until for _, until in world.limits.values() if until < FOREVER]
     dues += _paces(machine, found)
     dues += [world.now] * bool(world.ends)
-    assert not dues or found.alarms.get('', FOREVER) <= min(dues)
+    assert not dues or found.alarms.get('', FOREVER) <= min(dues), (found.alarms, dues)
 
 
 def _paces(machine: Machine, found: Snapshot) -> list[float]:
@@ -178,7 +178,7 @@ def slots_are_held_by_jobs_that_run(machine: Machine, found: Snapshot) -> None:
         is_set = 'set' in fields and int(float(fields.get('until') or 0) or world.now + 1)
         names = ('c', 'text') if is_set and is_set > world.now else ('dc', 'dtext')
         limit = throttles.limit_of(world, name)
-        assert fields.get(names[0], '') == limit.fields[0], name
+        assert fields.get(names[0], '') == limit.fields[0], (name, fields, limit)
         assert fields.get(names[1], '') == limit.fields[3], name
 
 

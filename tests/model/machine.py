@@ -188,6 +188,7 @@ class Machine(RuleBasedStateMachine):
 
     def ask(self, call: Any, expect: Callable[[], Any]) -> Any:
         """A call that answers a number or a flag."""
+        call = replace(call, now=str(self.now))
         answer = self.run(call, lambda: self.ask(call, expect))
         self.world.arrivals.begin_call()
         assert answer == expect()
