@@ -7,7 +7,7 @@ import redis
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
 
-from kombu_reliable.scripts import PACKAGE, all_scripts, script
+from kombu_reliable.scripts import all_scripts, packaged, script
 from tests.model.everything import Everything
 from tests.mutations import MUTATIONS, QUICK, Mutation
 
@@ -33,7 +33,7 @@ def is_found(client: redis.Redis, mutation: Mutation) -> None:
 @pytest.mark.parametrize('mutation', MUTATIONS, ids=str)
 def test_each_mutation_can_be_made(mutation: Mutation) -> None:
     folder, name = mutation.file.split('/')
-    text = PACKAGE(folder, name)
+    text = packaged(folder, name)
     assert mutation(folder, name) != text
     changed = [one.name for one in all_scripts() if script(one.name, mutation).sha != one.sha]
     assert changed
@@ -58,8 +58,6 @@ def test_a_broken_script_is_found(client: redis.Redis, mutation: Mutation) -> No
 
 @pytest.mark.matrix
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize(
-    'mutation', [one for one in MUTATIONS if one.breaks not in QUICK], ids=str
-)
+@pytest.mark.parametrize('mutation', [one for one in MUTATIONS if one.breaks not in QUICK], ids=str)
 def test_every_broken_script_is_found(client: redis.Redis, mutation: Mutation) -> None:
     is_found(client, mutation)
