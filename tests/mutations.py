@@ -228,8 +228,9 @@ MUTATIONS = (
         NOTHING, 'who has had his turn keeps it',
     ),
     Mutation(
-        'lib/queue_limits', "redis.call('SREM', CLOSED, queue)",
-        NOTHING, 'a queue at its limit stays closed',
+        'lib/queue_limits',
+        "most = math.min(most, limit.concurrency - (type(leased) == 'number' and leased or 0))",
+        'most = math.min(most, limit.concurrency)', 'a limited queue lets too many start',
     ),
     # -- unique keys ----------------------------------------------------------------------------
     Mutation(
