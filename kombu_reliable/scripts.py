@@ -36,11 +36,11 @@ from kombu_reliable.keys import FAMILIES, LAYOUT
 from kombu_reliable.wire import Argument, pack, packed_words
 
 __all__ = (
-    'PACKAGE',
     'Call',
     'Script',
     'Sources',
     'all_scripts',
+    'packaged',
     'script',
     'translate',
     'translating',
@@ -101,14 +101,12 @@ Sources = Callable[[str, str], str]
 
 
 @cache
-def PACKAGE(folder: str, name: str) -> str:  # noqa: N802
+def packaged(folder: str, name: str) -> str:
     """The files of this package."""
     return files('kombu_reliable').joinpath('lua', folder, f'{name}.lua').read_text('utf-8')
 
 
-def _included(
-    read: Sources, text: str, done: set[str], open_: tuple[str, ...]
-) -> Iterator[str]:
+def _included(read: Sources, text: str, done: set[str], open_: tuple[str, ...]) -> Iterator[str]:
     for name in _INCLUDE.findall(text):
         if name in open_:
             raise ReliableError(f'lua includes go in a circle: {" -> ".join((*open_, name))}')
@@ -129,9 +127,7 @@ def _declarations(families: list[str]) -> str:
     return ''.join(f"local {name} = PREFIX .. '{FAMILIES[name]}'\n" for name in families)
 
 
-def _deferred(
-    read: Sources, text: str, done: set[str], declared: list[str]
-) -> Iterator[str]:
+def _deferred(read: Sources, text: str, done: set[str], declared: list[str]) -> Iterator[str]:
     """The files that ``text`` defers, each as functions that make those that they stand for."""
     for name, exported in _DEFER.findall(text):
         library = read('lib', name)
@@ -152,7 +148,7 @@ def _embedded(read: Sources, operation: str) -> Iterator[str]:
 
 
 @cache
-def script(name: str, read: Sources = PACKAGE) -> Script:
+def script(name: str, read: Sources = packaged) -> Script:
     """Returns the operation ``name`` with its includes resolved.
 
     Args:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from kombu_reliable.scripts import PACKAGE
+from kombu_reliable.scripts import packaged
 
 NOTHING = ''
 
@@ -32,7 +32,7 @@ class Mutation:
     breaks: str
 
     def __call__(self, folder: str, name: str) -> str:
-        text = PACKAGE(folder, name)
+        text = packaged(folder, name)
         return self.mutate(text) if f'{folder}/{name}' == self.file else text
 
     def mutate(self, text: str) -> str:
@@ -128,7 +128,8 @@ MUTATIONS = (
     ),
     Mutation(
         'ops/publish',
-        "local at = redis.call('HINCRBY', META, 'seq', 1) - rank * 35184372088832 -- as in lib/place.lua",
+        "local at = redis.call('HINCRBY', META, 'seq', 1)"
+        ' - rank * 35184372088832 -- as in lib/place.lua',
         "local at = redis.call('HINCRBY', META, 'seq', 1)",
         'priorities of single messages mean nothing',
     ),
@@ -169,7 +170,9 @@ MUTATIONS = (
         "redis.call('ZADD', ALARMS, 'NX', at, queue)", 'an alarm does not become earlier',
     ),
     Mutation(
-        'lib/upkeep', "local next = sooner(sooner(head(DELAYED .. queue), lease), dead and dead + retention + 1)",
+        'lib/upkeep',
+        'local next = sooner(sooner(head(DELAYED .. queue), lease),'
+        ' dead and dead + retention + 1)',
         'local next = sooner(lease, dead and dead + retention + 1)',
         'what is delayed loses its alarm',
     ),
@@ -203,7 +206,8 @@ MUTATIONS = (
     Mutation('lib/lanes', "alarm_by('', at)", NOTHING, 'a rate has no alarm'),
     Mutation(
         'lib/lanes',
-        'and (want.f or before and tonumber(place_of) > before or hand_over(want, queue, place_of))',
+        'and (want.f or before and tonumber(place_of) > before'
+        ' or hand_over(want, queue, place_of))',
         'and (want.f or before and tonumber(place_of) > before)', 'a lane does not hand over',
     ),
     Mutation(
@@ -224,8 +228,9 @@ MUTATIONS = (
         NOTHING, 'who has had his turn keeps it',
     ),
     Mutation(
-        'lib/queue_limits', "redis.call('SREM', CLOSED, queue)",
-        NOTHING, 'a queue at its limit stays closed',
+        'lib/queue_limits',
+        "most = math.min(most, limit.concurrency - (type(leased) == 'number' and leased or 0))",
+        'most = math.min(most, limit.concurrency)', 'a limited queue lets too many start',
     ),
     # -- unique keys ----------------------------------------------------------------------------
     Mutation(

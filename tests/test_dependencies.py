@@ -14,7 +14,7 @@ from kombu_reliable.keys import Keys
 from kombu_reliable.options import Options
 from kombu_reliable.scripts import all_scripts
 from kombu_reliable.store import Operations, Store
-from kombu_reliable.store.operations import CYCLE, EDGE_LIMIT
+from kombu_reliable.store.operations import CYCLE, EDGE_LIMIT, REFUSED
 from kombu_reliable.transport.lanes import next_nonce
 from kombu_reliable.transport.publisher import _calls, publish
 from kombu_reliable.types import Delivery, Dependencies, Outgoing, Policy, Settlement, Verdict
@@ -919,3 +919,16 @@ def test_a_foreign_entry_in_the_list_of_releases_is_dropped(graph: Graph) -> Non
     assert graph.start() == 'd'
     graph.end('d')
     assert not graph.left()
+
+
+def test_a_refusal_whose_reply_was_lost_is_one_again(graph: Graph) -> None:
+    message = outgoing('a', ['a'])
+    assert graph.publish([message], 7, 'x') == (CYCLE,)
+    assert graph.publish([message], 7, 'x') == (CYCLE,)
+    graph.add('b')
+    assert graph.start() == 'b'
+    late = Outgoing('b', 'q', 0, '0', b'', run=(graph.held['b'].token, 'b'))
+    assert graph.publish([late], 8, 'x') == ('b',)
+    assert graph.publish([late], 8, 'x') == ('',)
+    assert graph.publish([late], 9, 'x') == (REFUSED,)
+    assert graph.publish([late], 9, 'x') == (REFUSED,)

@@ -1,43 +1,59 @@
 """Drives the scripts and the rules of :mod:`tests.model` with the same random calls.
 
-``KR_MODEL_STEPS=200000 pytest tests/test_model.py`` searches longer, along new paths each time, and
-prints the seed; ``--hypothesis-seed`` fixes or varies the paths of any run.
+CI takes the same paths each time.  ``-m matrix`` searches longer, along new paths, and prints the
+seed; ``KR_MODEL_STEPS=200000`` longer still.  ``--hypothesis-seed`` takes those of a seed again.
 """
 
 from __future__ import annotations
 
 import os
+import random
 from typing import Any
 
 import pytest
 import redis
-from hypothesis import HealthCheck, Phase, settings
+from hypothesis import HealthCheck, seed, settings
 from hypothesis.stateful import run_state_machine_as_test
 
 from tests.model.everything import Everything
 
-LONG = int(os.environ.get('KR_MODEL_STEPS', 0))
 STEPS_PER_EXAMPLE = 50
+LONG = int(os.environ.get('KR_MODEL_STEPS', 12_000))
 
 
-def model_settings(steps: int, config: pytest.Config) -> settings:
-    """CI takes the same paths each time; a long run or a given seed takes others."""
-    steps = LONG or steps
-    return settings(
+def drive(client: redis.Redis, steps: int, number: int | None) -> None:
+    """So many steps, along the paths of a seed; None: always along the same."""
+
+    def machine() -> Everything:
+        return Everything(client)
+
+    chosen = settings(
         max_examples=max(1, steps // STEPS_PER_EXAMPLE),
         stateful_step_count=STEPS_PER_EXAMPLE,
-        derandomize=not LONG and config.getoption('--hypothesis-seed') is None,
+        derandomize=number is None,
         deadline=None,
         database=None,
         print_blob=True,
-        phases=(Phase.explicit, Phase.generate, Phase.shrink),
         suppress_health_check=list(HealthCheck),
     )
+    run_state_machine_as_test(machine if number is None else seed(number)(machine), settings=chosen)
 
 
-@pytest.mark.timeout(0 if LONG else 600)  # to make a found failure short takes minutes
+def seed_of(config: pytest.Config) -> int | None:
+    given = config.getoption('--hypothesis-seed')
+    return None if given is None else int(given)
+
+
+@pytest.mark.timeout(900)  # to make a found failure short takes minutes
 def test_scripts_follow_the_rules(client: redis.Redis, backend: Any, request: Any) -> None:
-    steps = 1_000 if backend is None else 4_000
-    run_state_machine_as_test(
-        lambda: Everything(client), settings=model_settings(steps, request.config)
-    )
+    drive(client, 1_000 if backend is None else 5_000, seed_of(request.config))
+
+
+@pytest.mark.matrix
+@pytest.mark.timeout(0)
+def test_scripts_follow_the_rules_for_long(client: redis.Redis, request: Any) -> None:
+    number = seed_of(request.config)
+    if number is None:
+        number = random.SystemRandom().randrange(2**32)
+    print(f'{LONG} steps, --hypothesis-seed={number}')
+    drive(client, LONG, number)

@@ -1238,7 +1238,7 @@ def test_scripts_are_bounded(text: str) -> None:
 @pytest.mark.parametrize('name', ['publish', 'purge', 'fanout', 'listen'])
 def test_what_somebody_waits_for_hides_no_error(name: str) -> None:
     """The others serve many at once, and foreign data in one place must not stop them all."""
-    assert 'pcall(' not in scripts._read('ops', name)
+    assert 'pcall(' not in scripts.packaged('ops', name)
 
 
 @LUA

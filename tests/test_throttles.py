@@ -866,3 +866,40 @@ def test_blocked_jobs_cost_the_others_next_to_nothing(
         rounds = [(claims(plain), claims(blocked)) for _ in range(30)]
         without, with_them = (min(column) for column in zip(*rounds, strict=True))
         assert with_them < 1.3 * without, f'{with_them:.0f} us instead of {without:.0f}'
+
+
+# -- what the model found -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('verdict', [RELEASE, REQUEUE])
+def test_a_job_that_is_given_back_leaves_its_slot_to_other_queues(
+    bench: Throttled, verdict: Verdict
+) -> None:
+    bench.send('a', 'b', by=one(concurrency=1))
+    bench.send('c', by='T', queue='r')
+    (held,) = bench.take(2, 'q r')
+    bench.settle(verdict, held)
+    assert bench.marked('r')
+    assert ids(bench.take(queues='r')) == ['c']
+
+
+def test_the_order_holds_behind_one_that_must_not_be_delivered(bench: Throttled) -> None:
+    bench.send('dead', by=one(concurrency=5), rank=9)
+    bench.send('last', by='T')
+    bench.put('first', rank=5)
+    (held,) = bench.take(1)
+    bench.settle(Verdict.ONCE, held)
+    bench.live(LEASE + 1)
+    assert ids(bench.take()) == ['first', 'last']
+    assert bench.counts().dead == 1
+
+
+def test_a_queue_with_room_again_has_somebody_watch_the_clock(bench: Throttled) -> None:
+    bench.store.throttles.set('queue:q', concurrency=1)
+    bench.put('a')
+    (held,) = bench.take()
+    bench.claim(0, 'idle', worker='w')
+    bench.put('later', due='+5000')
+    assert not bench.marked()
+    bench.settle(ACK, held)
+    assert bench.marked()

@@ -15,6 +15,7 @@ from kombu_reliable.store import Store
 from kombu_reliable.types import (
     Delivery,
     Dependencies,
+    Marks,
     Outgoing,
     Policy,
     Settlement,
@@ -567,3 +568,13 @@ def test_keys_with_anything_in_them(store: Store, key: str) -> None:
     assert locks(store) == [key]
     settle(store, take(store)[0])
     assert left(store) == []
+
+
+def test_a_job_that_is_not_even_kept_for_a_moment_frees_its_key(store: Store) -> None:
+    short, long_ = Marks(retain=500, limit=1), Marks(retain=5_000, limit=1)
+    put(store, '=a', key='', marks=long_)
+    put(store, '=b', marks=short)
+    for one in take(store):
+        settle(store, one)
+    assert states(store, 'b') == ['-']
+    assert locks(store) == []

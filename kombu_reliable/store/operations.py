@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from kombu_reliable.keys import Keys
 from kombu_reliable.options import Options
-from kombu_reliable.scripts import PACKAGE, Call, Sources, script
+from kombu_reliable.scripts import Call, Sources, packaged, script
 from kombu_reliable.types import (
     Broadcast,
     Claimed,
@@ -131,7 +131,7 @@ class Operations:
         keys: Keys,
         options: Options,
         now: int | None = None,
-        sources: Sources = PACKAGE,
+        sources: Sources = packaged,
     ) -> None:
         self._sources = sources
         self.keys = keys

@@ -29,11 +29,11 @@ keys, and the *invariants* say what must be true of it:
 - unique keys, tags, groups of dead letters and dependencies are those of the jobs that live;
 - every key is accounted for, and once all jobs have ended only the named constants are left.
 
-A rule is an exact prediction.  Two things are the server's choice, and the rules are told: in which
-order a claim turns to the queues that have something due (``World.turn_to``), and how many jobs that
-must not be delivered it meets behind the last that it delivers (``World.still_there``).
+A rule is an exact prediction.  Two things are the server's choice, and the rules are told: in
+which order a claim turns to the queues that have something due (``World.turn_to``), and how many
+jobs that must not be delivered it meets behind the last that it delivers (``World.still_there``).
 
-To add a rule: say it in the file of its feature, add a ``@rule`` to the steps that calls both, and if
-there is a new key, what must be true of it to the invariants.  Then break the script on purpose,
+To add a rule: say it in the file of its feature, add a ``@rule`` to the steps that calls both, and
+if there is a new key, what must be true of it to the invariants.  Then break the script on purpose,
 and keep that as a line of ``tests/mutations.py``.
 """

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from kombu_reliable.types import Policy
-from tests.model import dependencies, ends, throttles, unique
+from tests.model import ends, throttles, unique
 from tests.model.leases import disown
-from tests.model.world import LIVE, Job, State, World
+from tests.model.world import LIVE, State, World
 
 
 def cancel(world: World, key: str, *, cascade: bool, spare: bool) -> str:
@@ -118,5 +117,3 @@ def pause(world: World, queue: str, paused: bool) -> bool:
     changed = (queue in world.paused) != paused
     (world.paused.add if paused else world.paused.discard)(queue)
     return changed
-
-

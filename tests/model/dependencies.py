@@ -1,8 +1,8 @@
 """Jobs that wait for others.
 
-An edge has two sides: ``Job.unmet`` holds the job back, ``World.dependents`` finds it when the other
-one ends.  What an end means is told at once if few wait and it was a success, and else by the next
-claim, from ``World.ends``.
+An edge has two sides: ``Job.unmet`` holds the job back, ``World.dependents`` finds it when the
+other one ends.  What an end means is told at once if few wait and it was a success, and else by
+the next claim, from ``World.ends``.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from tests.model.world import Edge, End, Job, World
 
 #: So many dependents start in the step in which their dependency succeeds.
 FEW = 5
-#: How long what a job made room for may take to come.
+#: Stands among those who wait for a key whose job has made room for others, see `await_`.
 AWAITED = ''
 
 
@@ -114,9 +114,7 @@ def await_(world: World, job: Job) -> None:
     world.expected[job.key, AWAITED] = world.now + world.dead_for
 
 
-def tell_of_ends(
-    world: World, keys: Sequence[str], outcome: str, *, at_once: bool = False
-) -> None:
+def tell_of_ends(world: World, keys: Sequence[str], outcome: str, *, at_once: bool = False) -> None:
     """These jobs have ended: ``'ok'``, ``'failed'`` (it may be replayed) or ``'gone'``."""
     wanted = [_is_wanted(world, key) for key in keys]
     for key, is_wanted in zip(keys, wanted, strict=True):
@@ -190,7 +188,7 @@ def stop_waiting(world: World, job: Job) -> None:
     job.unmet.clear()
 
 
-# -- what a claim does ------------------------------------------------------------------------------
+# -- what a claim does ---------------------------------------------------------------------------
 
 
 def work_off(world: World) -> None:
@@ -244,5 +242,5 @@ def _doom(world: World, key: str, id: str) -> None:
     if job is None or key not in job.unmet:
         return
     if job.state == 'waiting':
-        ends.bury(world, job, seen=False)
+        ends.bury(world, job)
     stop_waiting(world, job)

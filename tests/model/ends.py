@@ -33,12 +33,8 @@ def remove(world: World, job: Job) -> None:
     dependencies.stop_waiting(world, job)
 
 
-def bury(world: World, job: Job, *, seen: bool = True) -> None:
-    """It becomes a dead letter.  A queue keeps only so many.
-
-    Args:
-        seen: a worker reported the death.
-    """
+def bury(world: World, job: Job) -> None:
+    """It becomes a dead letter.  A queue keeps only so many."""
     throttles.leave(world, job)
     job.state, job.at, job.token, job.once = 'failed', world.now, None, False
     world.tell(job, 'failed')

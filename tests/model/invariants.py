@@ -37,7 +37,7 @@ def check(machine: Machine, found: Snapshot) -> None:
     every_key_is_explained(machine, found)
 
 
-# -- jobs -------------------------------------------------------------------------------------------
+# -- jobs ----------------------------------------------------------------------------------------
 
 
 def every_job_is_in_its_place(machine: Machine, found: Snapshot) -> None:
@@ -70,7 +70,7 @@ def marks_are_those_of_the_jobs(machine: Machine, found: Snapshot) -> None:
     assert sorted(members) == sorted(job.key for job in jobs if job.state == 'failed')
 
 
-# -- waking and clocks -------------------------------------------------------------------------------
+# -- waking and clocks ---------------------------------------------------------------------------
 
 
 def _is_open(world: World, queue: str) -> bool:
@@ -111,7 +111,7 @@ def no_alarm_is_late(machine: Machine, found: Snapshot) -> None:
     dues += [until for _, until in world.limits.values() if until < FOREVER]
     dues += _paces(machine, found)
     dues += [world.now] * bool(world.ends)
-    assert not dues or found.alarms.get('', FOREVER) <= min(dues)
+    assert not dues or found.alarms.get('', FOREVER) <= min(dues), (found.alarms, dues)
 
 
 def _paces(machine: Machine, found: Snapshot) -> list[float]:
@@ -146,7 +146,7 @@ def somebody_watches_the_clock(machine: Machine, found: Snapshot) -> None:
         assert min(moments) <= min(dues) + GRACE, (world.now, moments, dues, found.alarms)
 
 
-# -- dependencies ---------------------------------------------------------------------------------------
+# -- dependencies --------------------------------------------------------------------------------
 
 
 def waiting_jobs_wait_for_the_right_ones(machine: Machine, found: Snapshot) -> None:
@@ -165,7 +165,7 @@ def waiting_jobs_wait_for_the_right_ones(machine: Machine, found: Snapshot) -> N
     assert bool(world.ends) <= (keys.releases in found.names)
 
 
-# -- throttles ----------------------------------------------------------------------------------------
+# -- throttles -----------------------------------------------------------------------------------
 
 
 def slots_are_held_by_jobs_that_run(machine: Machine, found: Snapshot) -> None:
@@ -178,7 +178,7 @@ def slots_are_held_by_jobs_that_run(machine: Machine, found: Snapshot) -> None:
         is_set = 'set' in fields and int(float(fields.get('until') or 0) or world.now + 1)
         names = ('c', 'text') if is_set and is_set > world.now else ('dc', 'dtext')
         limit = throttles.limit_of(world, name)
-        assert fields.get(names[0], '') == limit.fields[0], name
+        assert fields.get(names[0], '') == limit.fields[0], (name, fields, limit)
         assert fields.get(names[1], '') == limit.fields[3], name
 
 
@@ -223,7 +223,7 @@ def _is_parked_well(
     assert first.lane.fair or min(shown) < place, (name, parked)
 
 
-# -- unique keys ---------------------------------------------------------------------------------------
+# -- unique keys ---------------------------------------------------------------------------------
 
 
 def unique_keys_belong_to_living_jobs(machine: Machine, found: Snapshot) -> None:
@@ -235,7 +235,7 @@ def unique_keys_belong_to_living_jobs(machine: Machine, found: Snapshot) -> None
         assert (lock.split(';', 2)[2] if lock else '') == id, key
 
 
-# -- keys -------------------------------------------------------------------------------------------------
+# -- keys ----------------------------------------------------------------------------------------
 
 
 def constants(machine: Machine) -> set[str]:

@@ -54,7 +54,7 @@ def _take(world: World, queue: str, most: int, idle: int) -> Iterator[Job]:
         if job.unwanted:
             ends.remove(world, job)
         elif job.once or (world.delivery_limit and job.lost >= world.delivery_limit):
-            ends.bury(world, job, seen=False)
+            ends.bury(world, job)
         else:
             taken += 1
             throttles.start(world, job)

@@ -15,7 +15,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant
 
 from kombu_reliable.keys import Keys
 from kombu_reliable.options import Options
-from kombu_reliable.scripts import PACKAGE, Sources
+from kombu_reliable.scripts import Sources, packaged
 from kombu_reliable.store import Operations, Store
 from kombu_reliable.store.job_operations import JobOperations
 from kombu_reliable.types import Claimed, Delivery, Outgoing, Settlement, Verdict
@@ -44,7 +44,7 @@ class Machine(RuleBasedStateMachine):
     UNIQUE_KEYS = ('one', 'zwei\0\U0001f600')
     THROTTLES = ('T', 'U', 'V', 'queue:q')
 
-    def __init__(self, client: redis.Redis, sources: Sources = PACKAGE) -> None:
+    def __init__(self, client: redis.Redis, sources: Sources = packaged) -> None:
         super().__init__()
         client.flushdb()
         self.client = client
@@ -188,6 +188,7 @@ class Machine(RuleBasedStateMachine):
 
     def ask(self, call: Any, expect: Callable[[], Any]) -> Any:
         """A call that answers a number or a flag."""
+        call = replace(call, now=str(self.now))
         answer = self.run(call, lambda: self.ask(call, expect))
         self.world.arrivals.begin_call()
         assert answer == expect()
@@ -210,7 +211,7 @@ class Machine(RuleBasedStateMachine):
             self._snapshot = None
         self.world.told.clear()
 
-    # -- the end ------------------------------------------------------------------------------------
+    # -- the end ---------------------------------------------------------------------------------
 
     def teardown(self) -> None:
         try:

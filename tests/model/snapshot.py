@@ -31,7 +31,7 @@ class Snapshot:
     def __init__(self, client: redis.Redis, keys: Keys, events: str) -> None:
         any_client: Any = client
         self._keys = keys
-        self.names = {name.decode() for name in any_client.keys()}
+        self.names = {name.decode() for name in any_client.keys('*')}
         prefix = len(keys.meta) - len(FAMILIES['META'])
         read: list[str] = []
         with client.pipeline(transaction=False) as pipe:

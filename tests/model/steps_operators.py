@@ -122,7 +122,7 @@ class Operators(Machine):
         )  # fmt: skip
         assert self.store.counts(queue) == expected
 
-    # -- throttles ----------------------------------------------------------------------------------
+    # -- throttles -------------------------------------------------------------------------------
 
     @rule(name=names, limit=limits, life=st.sampled_from((0, 0, 300)))
     def set_limit(self, name: str, limit: Limit, life: int) -> None:
@@ -150,7 +150,7 @@ class Operators(Machine):
         call = self.store.operations.call('free_slot', int, name, key)
         self.ask(call, lambda: int(throttles.free_slot(self.world, name, key)))
 
-    # -- the end ------------------------------------------------------------------------------------
+    # -- the end ---------------------------------------------------------------------------------
 
     def _finish(self) -> None:
         """Without limits everything runs, and once the work is done nothing is left."""

@@ -313,10 +313,11 @@ local function lanes()
       end
       return 0, false
     end
-    local started = 0
+    local started, looked = 0, 0
     for _ = 1, 2 * most do
       local id, place_of = unpack(ours(LANE .. lane, 'ZRANGE', 0, 0, 'WITHSCORES'))
-      local waits = started == most or id and started > 0
+      -- Behind one that was not delivered others may come first, but that was no turn.
+      local waits = started == most or id and (want.f and started or looked) > 0
         and (want.f or before and tonumber(place_of) > before or hand_over(want, queue, place_of))
       if not id or waits then
         break
@@ -329,6 +330,7 @@ local function lanes()
         return started, false
       end
       local delivered = deliver(id, place_of)
+      looked = looked + 1
       pull(queue, id, lane, want)
       if delivered then
         started = started + 1
@@ -339,7 +341,7 @@ local function lanes()
       end
     end
     arrange(queue, lane, want)
-    if want.f and redis.call('EXISTS', LANE .. lane) == 1 then
+    if want.f and started > 0 and redis.call('EXISTS', LANE .. lane) == 1 then
       -- The others have their turn before the next one of the same rank.
       local _, first = unpack(redis.call('ZRANGE', LANE .. lane, 0, 0, 'WITHSCORES'))
       local rank = -math.floor(tonumber(first) / RANK)

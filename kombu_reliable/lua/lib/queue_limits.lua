@@ -71,7 +71,8 @@ local function add_queue_limits(all)
     if redis.call('SISMEMBER', CLOSED, queue) == 1 and redis.call('SISMEMBER', PAUSED, queue) == 0
         and (not is_limited(queue) or admitted(queue, 1) > 0) then
       redis.call('SREM', CLOSED, queue)
-      if redis.call('EXISTS', READY .. queue, TICKETS .. queue) > 0 then
+      -- Also for what is only delayed: nobody may be watching the clock for it.
+      if redis.call('EXISTS', READY .. queue, TICKETS .. queue, DELAYED .. queue) > 0 then
         arm(queue)
       end
     end
