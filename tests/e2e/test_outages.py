@@ -358,6 +358,8 @@ def test_a_worker_whose_server_goes_away_while_it_starts_tries_again(
     worker.wait_for_log(' ready.')
     assert 'Connection to broker lost' in worker.text(), 'it was lost at another moment'
     assert task(fleet.app(), 'run', value='x').apply_async().get(20) == 'x'
+
+
 def test_a_retry_that_could_not_be_published_is_run_once_more(
     make_fleet: Callable[..., Fleet], server: Server, database: int, tmp_path: Path
 ) -> None:
