@@ -1241,32 +1241,36 @@ def test_what_somebody_waits_for_hides_no_error(name: str) -> None:
     assert 'pcall(' not in scripts.packaged('ops', name)
 
 
-@LUA
-def test_scripts_contain_each_library_once(text: str) -> None:
+@pytest.mark.parametrize('operation', [one.name for one in all_scripts()])
+def test_scripts_contain_each_library_once(operation: str) -> None:
     """What is deferred may bring along what others defer as well, and so does what is embedded."""
-    for name in re.findall(r'^-- @embed (\w+)$', text, re.MULTILINE):
+    text = script(operation).text
+    source = scripts.packaged('ops', operation)
+    for name in re.findall(r'^-- @embed (\w+)$', source, re.MULTILINE):
+        assert script(name).text in text
         text = text.replace(script(name).text, '')
     for part in re.split(r'^local function load_\w+\(\)$', text, flags=re.MULTILINE):
         functions = re.findall(rf'function ({NAME})', part)
         assert len(functions) == len(set(functions))
 
 
-@pytest.fixture
-def libraries(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
-    """Lua files made up by the test."""
-    texts: dict[str, str] = {}
-    monkeypatch.setattr(scripts, '_read', lambda folder, name: texts[name])
-    return texts
+def made_up(**texts: str) -> Callable[[str], str]:
+    """The text of an operation, of Lua files that the test has made up."""
+
+    def read(_: str, name: str) -> str:
+        return texts[name]
+
+    return lambda name: script(name, read).text
 
 
-def test_includes_come_once_and_before_their_users(libraries: dict[str, str]) -> None:
-    libraries.update(
+def test_includes_come_once_and_before_their_users() -> None:
+    text = made_up(
         diamond='-- @include left\n-- @include right\nTOP\n',
         left='-- @include base\nLEFT\n',
         right='-- @include base\nRIGHT\n',
         base='BASE\n',
     )
-    words = [line for line in script('diamond').text.splitlines() if line.isupper()]
+    words = [line for line in text('diamond').splitlines() if line.isupper()]
     assert words == ['BASE', 'LEFT', 'RIGHT', 'TOP']
 
 
@@ -1278,42 +1282,38 @@ def test_what_is_deferred_is_made_when_it_is_called(bench: Bench) -> None:
     assert bench.counts().delayed == 2
 
 
-def test_a_deferred_file_sees_what_is_included_and_what_is_deferred(
-    libraries: dict[str, str],
-) -> None:
-    libraries.update(
+def test_a_deferred_file_sees_what_is_included_and_what_is_deferred() -> None:
+    text = made_up(
         operation='-- @include base\n-- @defer rare: one, two\n-- @defer other: three\nTOP\n',
         base='BASE\n',
         rare='-- @include base\n-- @include own\n-- @include other\nRARE\n',
         own='OWN\n',
         other='OTHER\n',
-    )
-    text = script('operation').text
+    )('operation')
     words = [line for line in text.splitlines() if line.isupper()]
     assert words == ['BASE', 'OWN', 'RARE', 'OTHER', 'TOP']
     assert text.index('local one, two\n') < text.index('BASE')
     assert 'one, two = load_rare()' in text
 
 
-def test_an_embedded_operation_brings_along_what_it_uses(libraries: dict[str, str]) -> None:
-    libraries.update(
+def test_an_embedded_operation_brings_along_what_it_uses() -> None:
+    text = made_up(
         outer='-- @embed inner\n-- @include base\nOUTER\n',
         inner='-- @include base\nINNER\n',
         base='BASE\n',
         one='-- @embed one\n',
     )
-    text = script('outer').text
-    words = [line for line in text.splitlines() if line.isupper()]
+    words = [line for line in text('outer').splitlines() if line.isupper()]
     assert words == ['BASE', 'INNER', 'BASE', 'OUTER']
-    assert f'local function inner(ARGV)\n{script("inner").text}\nend\n' in text
+    assert f'local function inner(ARGV)\n{text("inner")}\nend\n' in text('outer')
     with pytest.raises(ReliableError, match='cannot be embedded'):
-        script('one')
+        text('one')
 
 
-def test_circular_includes_are_refused(libraries: dict[str, str]) -> None:
-    libraries.update(circle='-- @include one\n', one='-- @include two\n', two='-- @include one\n')
+def test_circular_includes_are_refused() -> None:
+    text = made_up(circle='-- @include one\n', one='-- @include two\n', two='-- @include one\n')
     with pytest.raises(ReliableError, match='circle -> one -> two -> one'):
-        script('circle')
+        text('circle')
 
 
 def test_scripts_unknown_to_the_server_are_loaded(bench: Bench) -> None:
