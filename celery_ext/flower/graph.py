@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -154,8 +153,3 @@ def _place(graph: Graph) -> None:
             node.row = row
             node.x = MARGIN + (number - first) * (WIDTH + GAP_X)
             node.y = MARGIN + (row + offset) * (HEIGHT + GAP_Y)
-
-
-def shown(nodes: Iterable[Node]) -> list[str]:
-    """The ids of the jobs in a picture."""
-    return [node.id for node in nodes if node.id]
