@@ -172,13 +172,12 @@ def measure(url: str, consumers: int, messages: int) -> Figures:
         time.sleep(SETTLING)
         counter = _ClaimCounter(connection.transport.endpoint.store.client)
         stack.enter_context(counter)
-        rng, start = random.Random(1), time.time() + 1
+        rng, start = random.Random(1), time.time() + 2
         moments = [start + number * 0.02 + rng.random() * 0.01 for number in range(messages)]
         # In any order: one that is due sooner than all others must be noticed at once.
         for due in rng.sample(moments, messages):
-            producer.publish(
-                {'due': due}, routing_key=QUEUE, headers={'x-delay': 1000 * (due - time.time())}
-            )
+            delay = max(0.0, 1000 * (due - time.time()))
+            producer.publish({'due': due}, routing_key=QUEUE, headers={'x-delay': delay})
         deadline = time.monotonic() + 60 + messages * 0.02
         while len(late) < messages:
             if time.monotonic() > deadline:

@@ -7,6 +7,9 @@ loses nor doubles the task, and one that has lost its lease cannot publish at al
 
 A task that is replaced by a canvas publishes nothing under its own id: the last of the canvas
 will.  Both kinds end with an exception that says so.
+
+A retry that cannot be published because the server is away would be rejected by Celery, for good.
+Its run goes back to its place instead.
 """
 
 from __future__ import annotations
@@ -16,7 +19,8 @@ from functools import wraps
 from typing import Any
 
 from celery import Task, current_task, signals
-from celery.exceptions import Ignore
+from celery.exceptions import Ignore, Reject
+from kombu.exceptions import OperationalError
 
 from kombu_reliable import TOKEN_HEADER, Fenced
 
@@ -41,6 +45,7 @@ def _on_worker_init(**_: Any) -> None:
     signals.before_task_publish.connect(_carry_token, weak=False, dispatch_uid='kombu_reliable.run')
     if not hasattr(Task.on_replace, 'says_so'):
         Task.on_replace = _saying_so(Task.on_replace)
+        Task.retry = _giving_back(Task.retry)
 
 
 def _carry_token(headers: dict[str, Any] | None = None, **_: Any) -> None:
@@ -51,6 +56,20 @@ def _carry_token(headers: dict[str, Any] | None = None, **_: Any) -> None:
         token = (request.headers or {}).get(TOKEN_HEADER)
         if token is not None:
             headers.setdefault(TOKEN_HEADER, token)
+
+
+def _giving_back(retry: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(retry)
+    def retried(task: Any, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return retry(task, *args, **kwargs)
+        except Reject as reject:
+            ours = TOKEN_HEADER in (task.request.headers or {})
+            if ours and isinstance(reject.reason, OperationalError):
+                raise Reject(reject.reason, requeue=True) from reject.reason
+            raise
+
+    return retried
 
 
 def _saying_so(on_replace: Callable[..., Any]) -> Callable[..., Any]:

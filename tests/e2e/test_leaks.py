@@ -101,7 +101,9 @@ FIELDS = set(b'v seq seen hold keeper deputy expired fenced trimmed routes'.spli
 LANES = 100
 
 
-@pytest.mark.parametrize('count', [800, pytest.param(10_000, marks=pytest.mark.matrix)])
+@pytest.mark.parametrize(
+    'count', [800, pytest.param(10_000, marks=[pytest.mark.matrix, pytest.mark.timeout(900)])]
+)
 def test_the_keyspace_is_what_it_was(own: Server, crew: Fleet, count: int) -> None:
     with own.client() as client:
         client.flushall()

@@ -358,3 +358,28 @@ def test_a_worker_whose_server_goes_away_while_it_starts_tries_again(
     worker.wait_for_log(' ready.')
     assert 'Connection to broker lost' in worker.text(), 'it was lost at another moment'
     assert task(fleet.app(), 'run', value='x').apply_async().get(20) == 'x'
+
+
+def test_a_retry_that_could_not_be_published_is_run_once_more(
+    make_fleet: Callable[..., Fleet], server: Server, database: int, tmp_path: Path
+) -> None:
+    """Celery rejects its task, for which a dead letter would be a hard fate."""
+    door = tmp_path / 'door'
+    direct = f'reliable+{server.url(database)}'
+    with Proxy(('127.0.0.1', server.port)) as proxy:
+        fleet = make_fleet(
+            broker=f'reliable+{proxy.url(database)}', backend=direct,
+            options={'lease': 30}, module='tests.support.installed',
+        )  # fmt: skip
+        worker = fleet.start(concurrency=1)
+        app = fleet.app(broker=direct)
+        result = task(app, 'retry_after', str(door)).apply_async()
+        fleet.ledger.wait(1, 'started')
+        proxy.refuse()
+        proxy.cut()
+        door.touch()
+        worker.wait_for_log('reject requeue=True')
+        proxy.heal()
+        assert result.get(20) == 'done'
+        assert [entry['deliveries'] for entry in fleet.ledger.lines('started')] == [1, 2]
+        fleet.close()
