@@ -240,6 +240,18 @@ def test_a_chain_of_celery_is_published_again_by_the_task_before() -> None:
     assert bad(judged(jobs, first[:1] + second)) == {'doubled without a reason': 1}
 
 
+def test_a_retry_that_could_not_be_published_is_given_back() -> None:
+    jobs = [job('a', 'retrying')]
+    runs = [
+        ran('a', 10, 12, 'rejected', kind='retrying'),
+        ran('a', 13, 14, kind='retrying', delivery=2, worker='w2.1'),
+    ]
+    verdict = judged(jobs, runs, [everywhere(Kind.SERVER_KILLED, 11, 13)])
+    assert bad(verdict) == {}
+    assert [one.why for one in verdict.doubles] == ['its retry could not be published']
+    assert bad(judged(jobs, runs)) == {'doubled without a reason': 1}
+
+
 def test_how_long_it_took_until_it_ran_again() -> None:
     verdict = judged([job('a')], TWICE, [trouble(Kind.WORKER_KILLED, 10.5)])
     [recovery] = verdict.recoveries

@@ -7,6 +7,9 @@ A worker loses a task in one of these ways, and in no other:
 - it could not renew its lease in time, because it was frozen or cut off;
 - the server forgot what it had been told last, as it may without ``appendfsync always``.
 
+Besides, a run gives its task back if it is to be retried and the server is away; see
+:mod:`.verdict`.
+
 Outages of the server are no reason, however long: nobody could have taken the task meanwhile.
 Nor are lost connections, lost replies, shutdowns in order, a full memory or a wrong clock.
 """

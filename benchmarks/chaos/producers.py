@@ -219,7 +219,7 @@ KINDS: dict[str, tuple[float, Callable[[Producer], None]]] = {
     'single': (10, Producer.single),
     'failing': (1, Producer.failing),
     'long': (1.5, Producer.long),
-    'poison': (0.12, Producer.poison),
+    'poison': (0.08, Producer.poison),
 }
 
 #: What kombu's own transport can express too, and does not repeat for ever.

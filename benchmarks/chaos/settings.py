@@ -16,7 +16,7 @@ KOMBU: Transport = 'kombu'
 QUEUES = ('celery', 'side')
 
 #: Deliveries after which a task that kills its worker is a dead letter.
-DELIVERIES = 10
+DELIVERIES = 20
 
 
 @dataclass(frozen=True)

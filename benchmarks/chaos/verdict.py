@@ -245,7 +245,12 @@ def _was_halted(
     runs = of.get(name, [])
     if not runs or runs[0].kind not in PUBLISHERS or dead.get(name) not in ('failed', 'rejected'):
         return False
-    end = runs[-1].end or runs[-1].start
+    return _hindered(runs[-1], course)
+
+
+def _hindered(run: Run, course: Course) -> bool:
+    """Whether it could not publish what it had to."""
+    end = run.end or run.start
     return any(
         one.begin <= end + HALTING and one.end >= end
         for one in course.troubles
@@ -288,6 +293,8 @@ def _double(
     # One that was frozen may start what it had fetched after the one who has it now.
     loss = course.loss(first, max(second.start, first.start))
     why = str(loss.kind) if loss else ''
+    if not why and first.how == 'rejected' and _hindered(first, course):
+        why = 'its retry could not be published'
     if not why and first.kind == 'link':
         # Celery's chains: whoever runs a member publishes the next one.
         before = submissions[first.id].needs if first.id in submissions else ()
