@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
+from celery._state import task_join_will_block
+from celery.signals import before_task_publish
 from kombu import Queue
 
 from kombu_reliable.transport.notices import Notices
@@ -13,7 +16,7 @@ from tests.faults.of_ext import Hearing
 from tests.faults.of_schedules import with_one
 from tests.faults.of_transport import send
 from tests.faults.plan import know_scripts
-from tests.faults.world import QUEUE, World, open_world
+from tests.faults.world import QUEUE, TASK, World, open_world
 from tests.support.proxy import Kind
 from tests.support.servers import Server
 from tests.support.wait import wait_for
@@ -123,3 +126,22 @@ def test_nobody_is_told_of_a_lost_lease_because_an_answer_was_lost(
     assert again.fired is not None
     assert 'its lease was lost' not in caplog.text
     assert world.far.counts('q').leased == 1
+
+
+def test_a_run_that_was_asked_for_leaves_other_threads_alone(world: World) -> None:
+    """Whether results may be waited for is one switch for the whole process."""
+    schedule = with_one(world)
+    switch: list[bool] = []
+
+    def note(**_: Any) -> None:
+        switch.append(task_join_will_block())
+
+    before_task_publish.connect(note)
+    try:
+        result = schedule.run_now()
+    finally:
+        before_task_publish.disconnect(note)
+    assert switch == [False]
+    headers = world.far_ext.jobs[result.id].headers
+    assert headers['ignore_result'] == world.ext.app.tasks[TASK].ignore_result
+    assert not world.client.pubsub_channels('*'), 'nobody here waits for the result'
