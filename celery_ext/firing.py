@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from celery.result import denied_join_result
 from celery.utils import uuid
 from celery.utils.log import get_logger
 
@@ -92,6 +91,21 @@ def plan(definition: Definition, at: int, count: int, now: int) -> Plan:
 def _missed(at: int, first: int, table: Any) -> tuple[int, int] | None:
     earlier = table.between(at, first - 1, 1)
     return (at, earlier[-1]) if earlier else None
+
+
+class _Collector(Collector):
+    """Nobody here waits for the result, so Celery is told to ignore it, and the message is not.
+
+    Celery's own way to say so, ``denied_join_result``, is for all threads of the process.
+    """
+
+    def __init__(self, channel: Any, ignored: bool | None) -> None:
+        self._ignored = ignored
+        super().__init__(channel)
+
+    def publish(self, body: Any, *args: Any, headers: Any = None, **kwargs: Any) -> Any:
+        headers = {**(headers or {}), 'ignore_result': self._ignored}
+        return super().publish(body, *args, headers=headers, **kwargs)
 
 
 class Firer:
@@ -231,15 +245,15 @@ class Firer:
         headers = {**(options.pop('headers', None) or {}), 'celery_beat_task': True}
         headers['x-schedule'] = definition.name
         task_id = options.pop('task_id', None) or uuid()
-        collector = Collector(self.channel)
         task = self.app.tasks.get(definition.task)
         publish = self.app.send_task if task is None else task.apply_async
         name = (definition.task,) if task is None else ()
-        with denied_join_result():  # nobody here waits for the result
-            publish(
-                *name, args, kwargs, task_id=task_id, producer=collector, retry=False,
-                headers=headers, **options,
-            )  # fmt: skip
+        ignored = options.pop('ignore_result', None if task is None else task.ignore_result)
+        collector = _Collector(self.channel, ignored)
+        publish(
+            *name, args, kwargs, task_id=task_id, producer=collector, retry=False,
+            headers=headers, ignore_result=True, **options,
+        )  # fmt: skip
         if not collector.items:
             raise InvalidSchedule(f'task {definition.task} publishes nothing')
         return task_id, collector.items

@@ -15,6 +15,7 @@ from kombu.transport import virtual
 from kombu.utils.scheduling import cycle_by_name
 
 from kombu_reliable import hooks
+from kombu_reliable.errors import ConnectionLost
 from kombu_reliable.scripts import Call
 from kombu_reliable.transport.line import LOST
 from kombu_reliable.transport.messages import envelope, open_envelope, outgoing, payload
@@ -92,7 +93,11 @@ class Channel(QueueChannel):
             ServerFull: the server has no memory left; nothing was stored.
             Fenced: it is the next run of a job that was taken from its owner.
             InconsistencyError: no queue is bound to the exchange.
+            ConnectionLost: the channel is closed, or its connection was dropped; kombu's retry
+                goes on with another one.
         """
+        if self.connection is None:
+            raise ConnectionLost('this channel has no connection any more')
         items = self.prepare(message, exchange, routing_key)
         skipped = None
         if self.endpoint.must_not_wait and any(isinstance(item, Broadcast) for item in items):
@@ -357,3 +362,14 @@ class Channel(QueueChannel):
             self.closed = True
             self.endpoint.attendance.leave_all(self)
             self.connection.close_channel(self)
+
+    def forget(self) -> None:
+        """Its connection was dropped: nothing more is said to anybody.
+
+        kombu repeats what it did here on another channel once this one has no connection.
+        """
+        self.closed = True
+        self._by_tag.clear()
+        self._by_queue.clear()
+        self._consumers.clear()
+        self.connection = None  # type: ignore[assignment]

@@ -39,6 +39,9 @@ OVERDUE = 1.0
 #: How long the end of the process waits for settlements to be confirmed, in seconds.
 FAREWELL = 5.0
 
+#: Verdicts after which a message is delivered again.
+GIVES_BACK = (Verdict.REQUEUE, Verdict.RELEASE)
+
 #: How long the thread sleeps for nothing before it ends, in seconds.
 LINGER = 60.0
 
@@ -200,7 +203,12 @@ class Keeper:
             if settlement.verdict is Verdict.ONCE:
                 continue  # still to be settled; whether its lease is lost, its renewal says
             self._held.pop(settlement.token, None)
-            if status is Status.FENCED or (status is Status.UNHELD and not item.sent):
+            # Of what was sent before, the first may have been heard, and what was given back
+            # may be with somebody else, even with ourselves, by now.
+            given_back = item.sent and settlement.verdict in GIVES_BACK
+            if (status is Status.FENCED and not given_back) or (
+                status is Status.UNHELD and not item.sent
+            ):
                 self._log.warning(
                     'late %s of %s from queue %r changed nothing: its lease was lost%s',
                     settlement.verdict.value, settlement.id, settlement.queue,

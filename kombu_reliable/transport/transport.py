@@ -164,7 +164,7 @@ class Transport(virtual.Transport):
         attendance.drop(self)
         for channel in self.channels:
             attendance.drop(channel)
-            channel.closed = True
+            channel.forget()
         self.channels.clear()
         self.poller.forget()
         self.fanout.close()

@@ -21,6 +21,11 @@ POLICY = {'max_retries': 3, 'interval_start': 0.0, 'interval_step': 0.01}
 #: What a lost claim may cost: its lease, the hold after a silence, and finding it out.
 AFTER_A_CLAIM = 5 * LEASE + 2.0
 
+#: Of all that consumes.  A lost claim counts as a delivery.
+CONSUMES: dict[str, Any] = {
+    'patience': AFTER_A_CLAIM, 'loose': ['x:'], 'steps': 'a queue is declared, then consumed'
+}  # fmt: skip
+
 
 def send(w: World, *bodies: Any, queue: str = 'q', **options: Any) -> None:
     """Publishes past the proxy."""
@@ -133,7 +138,7 @@ def ensure_connection(w: World) -> Act:
     return act
 
 
-@operation(patience=AFTER_A_CLAIM, loose=['x:', 'r:', 'l:', 'own'])
+@operation(**CONSUMES | {'loose': ['x:', 'r:', 'l:', 'own']})
 def close(w: World) -> Act:
     """What was acknowledged stays so, and what was not handed out goes back, in whatever order."""
     send(w, 1, 2, 3)
@@ -342,25 +347,25 @@ def publish_confirmed(w: World) -> Act:
 # -- consuming -----------------------------------------------------------------------
 
 
-@operation(patience=AFTER_A_CLAIM, loose=['x:'], cold=True)
+@operation(**CONSUMES, cold=True)
 def consume_and_ack(w: World) -> Act:
     send(w, 1, 2, 3)
     return Consuming(w, 3)
 
 
-@operation(patience=AFTER_A_CLAIM, loose=['x:'])
+@operation(**CONSUMES)
 def consume_without_acks(w: World) -> Act:
     send(w, 1, 2)
     return Consuming(w, 2, no_ack=True)
 
 
-@operation(patience=AFTER_A_CLAIM, loose=['x:'])
+@operation(**CONSUMES)
 def consume_and_reject(w: World) -> Act:
     send(w, 1, 2)
     return Consuming(w, 2, lambda message: message.reject())
 
 
-@operation(patience=AFTER_A_CLAIM, loose=['x:'])
+@operation(**CONSUMES)
 def consume_and_requeue(w: World) -> Act:
     send(w, 1)
     times: list[Any] = []
@@ -375,7 +380,7 @@ def consume_and_requeue(w: World) -> Act:
     return Consuming(w, 2, settle)
 
 
-@operation(patience=AFTER_A_CLAIM, loose=['x:'])
+@operation(**CONSUMES)
 def consume_and_recover(w: World) -> Act:
     send(w, 1, 2)
     first: list[Any] = []
@@ -391,7 +396,7 @@ def consume_and_recover(w: World) -> Act:
     return Consuming(w, 4, settle)
 
 
-@operation(patience=AFTER_A_CLAIM, loose=['x:'])
+@operation(**CONSUMES)
 def consume_and_ack_several_at_once(w: World) -> Act:
     send(w, 1, 2)
     held: list[Any] = []
@@ -404,7 +409,7 @@ def consume_and_ack_several_at_once(w: World) -> Act:
     return Consuming(w, 2, settle)
 
 
-@operation(patience=AFTER_A_CLAIM, loose=['x:'])
+@operation(**CONSUMES)
 def consume_and_settle_as_failed(w: World) -> Act:
     """And wait until the server knows."""
     send(w, 1)
@@ -416,7 +421,7 @@ def consume_and_settle_as_failed(w: World) -> Act:
     return Consuming(w, 1, settle)
 
 
-@operation(patience=AFTER_A_CLAIM, loose=['x:'])
+@operation(**CONSUMES)
 def consume_once(w: World) -> Act:
     """What is not to be delivered again is settled later."""
     send(w, 1)
@@ -429,7 +434,7 @@ def consume_once(w: World) -> Act:
     return Consuming(w, 1, settle, at_last=lambda: held[0].settle(Verdict.ACK))
 
 
-@operation(patience=AFTER_A_CLAIM, loose=['x:'])
+@operation(**CONSUMES)
 def consume_and_unlock(w: World) -> Act:
     """The unique key is free from the start of the work on."""
     send(w, 1, headers={'x-unique-key': 'k'})
@@ -450,7 +455,7 @@ def consume_and_unlock(w: World) -> Act:
     return lambda: (consuming(), gone)
 
 
-@operation(patience=AFTER_A_CLAIM, loose=['x:'])
+@operation(**CONSUMES)
 def finish(w: World) -> Act:
     """As a process does at its end, with what it has settled last."""
     send(w, 1)
@@ -466,20 +471,20 @@ def finish(w: World) -> Act:
     return act
 
 
-@operation(patience=AFTER_A_CLAIM, loose=['x:'])
+@operation(**CONSUMES)
 def consume_what_comes_later(w: World) -> Act:
     """Whoever sleeps is woken, also if his bell was lost."""
     send(w, 1)
     return Consuming(w, 2, meanwhile=lambda: send(w, 2))
 
 
-@operation(patience=AFTER_A_CLAIM, loose=['x:'])
+@operation(**CONSUMES)
 def consume_what_falls_due(w: World) -> Act:
     send(w, 1, headers={'x-delay': 300})
     return Consuming(w, 1)
 
 
-@operation(patience=AFTER_A_CLAIM, loose=['x:', 'qc:', 'q:'])
+@operation(**CONSUMES | {'loose': ['x:', 'qc:', 'q:']})
 def consume_from_a_queue_that_expires(w: World) -> Act:
     queue = Queue('q', Exchange('x', 'direct'), routing_key='k', expires=60)
     queue(w.far_connection.channel()).declare()
@@ -487,7 +492,7 @@ def consume_from_a_queue_that_expires(w: World) -> Act:
     return Consuming(w, 2, queue=queue)
 
 
-@operation(patience=3 * AFTER_A_CLAIM, loose=['x:'])
+@operation(**CONSUMES | {'patience': 3 * AFTER_A_CLAIM})
 def hold_for_longer_than_a_lease(w: World) -> Act:
     """Nobody else gets it, although calls and connections are lost."""
     lease = 3 * LEASE  # a lost renewal costs most of a lease, and a busy machine adds to it
@@ -553,9 +558,10 @@ def get_one(w: World) -> Act:
 # -- fanout --------------------------------------------------------------------------
 
 
-@operation(patience=35.0, slow=True, late=['queues', 'q:', 'sub:'])
+@operation(patience=35.0, slow=True, loose=['sub:'], late=['queues', 'q:'])
 def fanout(w: World) -> Act:
-    """A message to all reaches a listener once; a silent line is found after half a minute."""
+    """A message to all reaches a listener once; a silent line is found after half a minute, and a
+    listener who could not say that he goes is forgotten by himself."""
     queue = Queue('mine', Exchange('f', 'fanout'), auto_delete=True)
     exchange = Exchange('f', 'fanout')
 
