@@ -126,7 +126,9 @@ def _paces(machine: Machine, found: Snapshot) -> list[float]:
                 moments += [float(moment)] * (moment > world.now)
         for lane in throttles.lanes(world, queue):
             parked = found.fields(machine.keys.lane_info(lane + queue)).get('p')
-            if parked is not None and not throttles.full(world, parked):
+            if parked is None or throttles.full(world, parked):
+                continue
+            if not _tickets_with(machine, found, queue, parked):  # else the next claim looks
                 moment = throttles.next_start(world, parked)
                 moments += [float(moment)] * (moment > world.now)
     return moments
@@ -197,27 +199,32 @@ def no_lane_is_stranded(machine: Machine, found: Snapshot) -> None:
                 at = tickets[name]
             else:
                 assert name not in tickets
-                _is_parked_well(machine, found, queue, name, jobs[0], parked, tickets)
+                _is_parked_well(machine, found, queue, name, jobs[0], parked)
                 at = found.scores(machine.keys.parked_lanes(parked, queue))[name]
             if not jobs[0].lane or not jobs[0].lane.fair:
                 assert at == found.scores(machine.keys.throttled(queue))[jobs[0].key], name
 
 
+def _tickets_with(machine: Machine, found: Snapshot, queue: str, name: str) -> list[float]:
+    """The places of the lanes of a throttle that the next claim looks at."""
+    tickets = found.scores(machine.keys.tickets(queue))
+    return [
+        tickets[lane + queue]
+        for lane, jobs in throttles.lanes(machine.world, queue).items()
+        if jobs[0].lane and name in jobs[0].lane.wants and lane + queue in tickets
+    ]
+
+
 def _is_parked_well(
-    machine: Machine, found: Snapshot, queue: str, name: str, first: Job, parked: str,
-    tickets: dict[str, float],
-) -> None:  # fmt: skip
+    machine: Machine, found: Snapshot, queue: str, name: str, first: Job, parked: str
+) -> None:
     world, keys = machine.world, machine.keys
     assert first.lane is not None
     assert parked in first.lane.wants
     assert queue in found.members(keys.parked(parked))
     if not throttles.has_room(world, parked) or _is_due(found, '', world):
         return
-    shown = [
-        tickets[lane + queue]
-        for lane, jobs in throttles.lanes(world, queue).items()
-        if jobs[0].lane and parked in jobs[0].lane.wants and lane + queue in tickets
-    ]
+    shown = _tickets_with(machine, found, queue, parked)
     place = found.scores(keys.parked_lanes(parked, queue))[name]
     assert shown, (name, parked)
     assert first.lane.fair or min(shown) < place, (name, parked)

@@ -164,6 +164,13 @@ class Machine(RuleBasedStateMachine):
         if idle >= credit and not answer.kept:
             assert left <= answer.left <= kept
 
+    def lose_leases(self) -> None:
+        """Time passes, and nobody renews."""
+        for _ in range(3):
+            self.let_pass(400)
+            self.claim('cid', 0, ['q'])
+            self.redis_is_as_the_rules_say()
+
     def renew(self, held: Sequence[Delivery]) -> None:
         triples = [(one.queue, one.id, one.token) for one in held]
         call = self.store.operations.renew(triples)

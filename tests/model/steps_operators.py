@@ -13,7 +13,7 @@ from kombu_reliable.types import Dependencies, QueueCounts, Verdict
 from tests.model import acting, dependencies, invariants, marks, throttles
 from tests.model.machine import DEAD_FOR, Machine
 from tests.model.steps_producers import dependencies as dependency_lists
-from tests.model.steps_producers import limits, picks, queues, ranks, tags
+from tests.model.steps_producers import limits, picks, queues, ranks, rarely, tags
 from tests.model.world import FOREVER, STATES, State
 
 LATER = (-500, 0, 10, 300, 1500)
@@ -27,9 +27,11 @@ class Operators(Machine):
     @precondition(lambda self: self.world.jobs)
     @rule(
         pick=picks, way=st.sampled_from(('move', 'prioritize', 'reschedule')), queue=queues,
-        rank=ranks, later=st.sampled_from(LATER),
+        rank=ranks, later=st.sampled_from(LATER), lost=rarely,
     )  # fmt: skip
-    def change(self, pick: int, way: str, queue: str, rank: int, later: int) -> None:
+    def change(self, pick: int, way: str, queue: str, rank: int, later: int, lost: bool) -> None:
+        if lost and self.held:
+            self.lose_leases()
         key, world = self.pick(pick), self.world
         if way == 'move':
             self.act('move', key, queue, expect=lambda: acting.move(world, key, queue))

@@ -23,6 +23,7 @@ from tests.model.machine import MOST_JOBS, START, Machine
 IDS = ('a', 'b', 'c', 'd', 'e', 'f')
 
 ids = st.sampled_from(IDS)
+rarely = st.sampled_from((False, False, False, True))
 some_ids = st.lists(ids, min_size=1, max_size=3, unique=True).map(tuple)
 lanes = st.sampled_from(('x', 'y'))
 picks = st.integers(0, 1) | st.integers(0, 99)
@@ -89,7 +90,8 @@ plain = st.builds(
     Outgoing, id=ids, queue=queues, rank=ranks, due=dues,
     envelope=st.sampled_from((b'1', b'two')),
 )  # fmt: skip
-batches = st.lists(plain, min_size=1, max_size=3)
+at_once = plain.map(lambda one: [replace(one, due='0')])
+batches = at_once | st.lists(plain, min_size=1, max_size=3)
 #: Most have one feature, some have several.
 featured = st.builds(
     replace,
@@ -113,9 +115,11 @@ def run_of(delivery: Delivery, one: Outgoing) -> Outgoing:
 
 class Producers(Machine):
     @precondition(room)
-    @rule(lane=lanes, batch=batches)
-    def publish_plain(self, lane: str, batch: list[Outgoing]) -> None:
+    @rule(lane=lanes, batch=batches, lost=rarely)
+    def publish_plain(self, lane: str, batch: list[Outgoing], lost: bool) -> None:
         self.publish_next(lane, batch)
+        if lost:
+            self.publish(lane, *self.calls[lane])
 
     @precondition(room)
     @rule(lane=lanes, batch=st.lists(plain | featured, min_size=1, max_size=3))

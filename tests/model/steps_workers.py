@@ -9,7 +9,7 @@ from kombu_reliable.store.job_operations import JobOperations
 from kombu_reliable.types import Verdict
 from tests.model import unique
 from tests.model.machine import Machine, settlement
-from tests.model.steps_producers import picks, queues
+from tests.model.steps_producers import picks, queues, rarely
 
 workers = st.sampled_from(Machine.WORKERS)
 credits_ = st.integers(0, 4)
@@ -74,9 +74,11 @@ class Workers(Machine):
         self.settle(verdict, [delivery])
 
     @precondition(lambda self: self.past)
-    @rule(verdict=st.none() | verdicts, numbers=some)
-    def come_late(self, verdict: Verdict | None, numbers: list[int]) -> None:
+    @rule(verdict=st.none() | verdicts, numbers=some, lost=rarely)
+    def come_late(self, verdict: Verdict | None, numbers: list[int], lost: bool) -> None:
         """Settles or renews what was settled, taken over by others, or, with luck, still held."""
+        if lost:
+            self.lose_leases()
         stale = [self.past[-1 - number % len(self.past)] for number in numbers]
         if verdict is None:
             self.renew(stale)
