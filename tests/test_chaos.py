@@ -28,16 +28,15 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.slow
 def test_nothing_is_lost_in_a_short_chaos() -> None:
     done = run(
-        'benchmarks.chaos', '--seed', SEED, '--seconds', '16', '--kills', '2', '--server-kills',
-        '1', '--pace', '0.9', '--workers', '3', '--producers', '2', '--lease', '3', '--json',
-        '--check',
+        'benchmarks.chaos', '--seed', SEED, '--seconds', '16', '--kills', '1', '--pace', '0.9',
+        '--workers', '3', '--producers', '2', '--lease', '3', '--json', '--check',
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:] + done.stdout[-3000:]
     [report] = json.loads(done.stdout)
     assert not any(report['faults'].values())
     figures = report['figures']
-    assert figures['kills of workers'] >= 2
-    assert figures['kills of the server'] >= 1
+    assert figures['kills of workers'] >= 1
+    assert sum(report['troubles'].values()) >= 4
     assert figures['tasks that ran'] > 200
     assert 'kills of workers and' in done.stderr, 'progress'
 

@@ -128,9 +128,8 @@ class Machine(RuleBasedStateMachine):
         found: Any = self.client.zrange(self.keys.alarms, '-inf', self.now, byscore=True)  # type: ignore[call-overload]
         self.world.turn_to = [name.decode() for name in found]
         call = self.store.operations.claim(worker, token, credit, queues, settlements, idle)
-        answer: Claimed = self.run(
-            call, lambda: self.claim(worker, credit, queues, settlements, idle, token)
-        )
+        self._snapshot = None  # a claim is never sent again later: its token is its own
+        answer: Claimed = self.store.run(call)
         assert not answer.problem
         self.popped.difference_update(queues)
         look = self.look()
