@@ -71,7 +71,7 @@ MUTATIONS = (
     ),
     # -- fencing --------------------------------------------------------------------------------
     Mutation(
-        'lib/endings', 'fence(owner_token(owner), now)',
+        'lib/beginning', 'fence(owner_token(owner), now)',
         NOTHING, 'a late owner is told that nobody holds the job',
     ),
     Mutation(

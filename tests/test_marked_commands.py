@@ -20,8 +20,8 @@ def ext(url: str) -> Extension:
 
 
 def run(ext: Extension, *arguments: str, code: int = 0) -> str:
-    broker = ext.app.conf.broker_url
-    done = CliRunner().invoke(command, ['-b', broker, 'reliable', *arguments])
+    # Not by -b, which Celery leaves in the environment of this process.
+    done = CliRunner().invoke(command, ['reliable', *arguments], default_map={'app': ext.app})
     assert done.exit_code == code, (done.output, done.exception)
     return done.output
 
