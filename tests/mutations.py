@@ -280,12 +280,12 @@ MUTATIONS = (
         "local left = redis.pcall('ZINCRBY', TAGS, 0, tag)", 'tags are counted wrongly',
     ),
     Mutation(
-        'lib/tags', "if outcome ~= 'ok' or redis.call('HEXISTS', EXTRA .. id, 'done') == 0 then",
+        'lib/tags', "if outcome ~= 'ok' or not extra_get(id, 'done') then",
         "if outcome ~= 'ok' then", 'a job that has succeeded keeps its tags',
     ),
     Mutation(
-        'lib/tracking', 'if not done and not dead then',
-        'if not done then', 'the end of a dead letter is told twice',
+        'lib/tracking', "if not extra_get(id, 'done') and not extra_get(id, 'reason') then",
+        "if not extra_get(id, 'done') then", 'the end of a dead letter is told twice',
     ),
     Mutation(
         'lib/retention', 'alarm_by(queue, trim_at(now + life))',
