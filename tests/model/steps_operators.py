@@ -60,7 +60,9 @@ class Operators(Machine):
     @precondition(lambda self: self.world.jobs)
     @rule(pick=picks, any_job=st.booleans())
     def replay(self, pick: int, any_job: bool) -> None:
-        dead = [job.key for job in self.world.jobs.values() if job.state == 'failed']
+        found = [job for job in self.world.jobs.values() if job.state == 'failed']
+        # Those with a unique key, which are rare, first.
+        dead = [job.key for job in sorted(found, key=lambda job: job.unique is None)]
         key = dead[pick % len(dead)] if dead and not any_job else self.pick(pick)
         self.act('replay', key, expect=lambda: acting.replay(self.world, key))
 
