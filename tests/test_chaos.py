@@ -62,7 +62,7 @@ def test_kombus_transport_in_the_same_chaos() -> None:
     assert ours['good']
 
 
-@pytest.mark.slow
+@pytest.mark.matrix
 def test_the_long_haul_measures() -> None:
     done = run('benchmarks.long_haul', '--tasks', '200', '--samples', '2', '--json')
     assert done.returncode == 0, done.stderr[-3000:]

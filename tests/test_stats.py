@@ -259,8 +259,11 @@ def test_calls_are_short(server: Server, database: int) -> None:
             counting.ran('q', f'task {chance.randrange(300)}', chance.expovariate(1))
         client.config_set('slowlog-log-slower-than', 10_000)
         client.slowlog_reset()
+        client.config_resetstat()
         counting.hand_over(store)
-        assert client.slowlog_get() == []
+        calls = client.info('commandstats')['cmdstat_evalsha']['calls']
+        # A virtual machine may lose its processor for some milliseconds.
+        assert len(client.slowlog_get()) <= calls // 20
         found = store.stats.read([store.stats.today()])
         assert sum(one.run.count for one in found) == 100_000
 

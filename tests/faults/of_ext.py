@@ -132,6 +132,22 @@ def looks_at_jobs(w: World) -> Act:
     return act
 
 
+@operation()
+def finds_jobs(w: World) -> Act:
+    w.have('a', 'b', tags=['x'])
+    w.dead('c', queue='other')
+    jobs = w.ext.jobs
+
+    def act() -> Any:
+        pages = (
+            jobs.search(within=60), jobs.search(tags=['x'], task='*', limit=1, within=60),
+        )  # fmt: skip
+        found = [([job.id for job in page.jobs], page.next, page.total) for page in pages]
+        return found, sorted(jobs.some(['a', 'z']))
+
+    return act
+
+
 @operation(again=['requested', 'unknown'])
 def cancel(w: World) -> Act:
     """If the first answer was lost nobody knows whether a worker had it."""
@@ -443,7 +459,7 @@ def looks_at_throttles(w: World) -> Act:
     throttles = w.ext.throttles
     return lambda: (
         't' in throttles, throttles['t'].holders(), throttles['t'].pending(),
-        [one.name for one in throttles],
+        [one.name for one in throttles], [one.pending for one in throttles.look()],
     )  # fmt: skip
 
 

@@ -105,7 +105,7 @@ EXCEPTIONS: dict[str, str] = {
             'Transport.supports_heartbeats', 'ext.Jobs.current', 'ext.Queue.fair_by',
             'ext.Queue.throttle', 'ext.Dependencies.__contains__', 'ext.Dependencies.count',
             'ext.Dependencies.index', 'store.Counting.happened', 'store.Counting.ran',
-            'store.Counting.waited', 'Channel.flow',
+            'store.Counting.waited', 'Channel.flow', 'Channel.forget',
         ),
         'says nothing to the server',
     ),
