@@ -1,9 +1,7 @@
 """Waits for messages and claims them, without blocking the event loop.
 
-Two connections: the *wire* carries scripts, which are answered at once; on the
-:class:`~kombu_reliable.transport.bell.Bell` the server holds one blocking pop of the queues'
-wake markers.  Claims leave on the wire while the bell is held, so a due time never waits for a
-pop to end.
+Two connections: the *wire* carries scripts, which are answered at once; on the :class:`.Bell` the
+server holds a pop of the queues' wake markers, and no due time waits for that to end.
 """
 
 from __future__ import annotations
@@ -194,8 +192,10 @@ class Poller:
         self._wire = wire
         self._hungry.update(self._channels)
         # Before anything is claimed: a claim may take back what was not renewed in time.
-        leases = self._endpoint.keeper.leases()
-        batches = [leases[i : i + RENEW_LIMIT] for i in range(0, len(leases), RENEW_LIMIT)]
+        held = self._endpoint.keeper.leases()
+        batches = [held[i : i + RENEW_LIMIT] for i in range(0, len(held), RENEW_LIMIT)]
+        # A worker that stops sends this script, and reads no answer that it is unknown.
+        self._ask([Request(('SCRIPT', 'LOAD', self._operations.settle([]).script.text))])
         self._ask(
             self._request(
                 self._operations.renew(batch), partial(self._endpoint.keeper.renewed, batch)

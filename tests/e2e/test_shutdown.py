@@ -24,6 +24,8 @@ def test_warm_shutdown_gives_back_what_was_prefetched(
     workers: Fleet, server: Server, tmp_path: Path
 ) -> None:
     app = workers.app()
+    with server.client() as client:
+        client.script_flush()  # a worker that stops reads no answer that says so
     worker = workers.start('--prefetch-multiplier', '21', concurrency=1)
     door = tmp_path / 'door'
     number = int(workers.broker.rpartition('/')[2])
@@ -91,6 +93,12 @@ class Scene:
         }
         fleet.ledger.wait(2, 'started')
         wait_for(lambda: counts(fleet, server).leased == 4, 10, 'all are leased')
+        wait_for(self.knows_what_runs, 20, 'the main process has heard of both')
+
+    def knows_what_runs(self) -> bool:
+        """Celery ends only what it knows to run, and waits for the rest."""
+        active = self.app.control.inspect(timeout=2, limit=1).active() or {}
+        return sum(map(len, active.values())) == 2
 
     def leases(self, name: str) -> bool:
         """Whether the server knows an owner of a task."""
