@@ -12,9 +12,9 @@ from functools import cached_property
 from typing import Any, TypeVar
 
 import redis.exceptions
-from kombu.exceptions import OperationalError
 
 import kombu_reliable
+from celery_ext.away import AWAY
 from celery_ext.ends import ENDS
 from celery_ext.installation import Extension
 from kombu_reliable import (
@@ -49,9 +49,9 @@ FRESH = 1.0
 THREADS, EXTRAS, LONG = 8, 2, 2
 
 #: What means that the server cannot answer now, or not for us.
-AWAY = (
-    redis.exceptions.RedisError, OSError, OperationalError, ConnectionLost, LayoutError,
-    AccessRefused, UnsupportedServer, ServerFull, TimeoutError,
+UNABLE = (
+    *AWAY, redis.exceptions.RedisError, ConnectionLost, LayoutError, AccessRefused,
+    UnsupportedServer, ServerFull,
 )  # fmt: skip
 
 
@@ -127,7 +127,7 @@ class Watch:
         """
         try:
             return await self._within(LIMIT, self._threads, ask, self.extension, *args)
-        except AWAY as error:
+        except UNABLE as error:
             logger.warning('no answer for a page of celery_ext: %s', _line(error))
             raise Unavailable(_line(error)) from error
 
@@ -183,7 +183,7 @@ class Watch:
                 future.add_done_callback(_tell_failure)
                 return None
             raise Unavailable(_line(error)) from error
-        except AWAY as error:
+        except UNABLE as error:
             raise Unavailable(_line(error)) from error
 
     def recent(self, key: Any, read: Callable[[], T]) -> T:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -18,18 +19,25 @@ from tests.support.workers import Fleet, task
     [pytest.param('threads')]
     + [pytest.param(pool, marks=pytest.mark.matrix) for pool in ('gevent', 'eventlet', 'solo')],
 )
-def test_a_limit_holds_and_others_pass(make_fleet: Callable[..., Fleet], pool: str) -> None:
+def test_a_limit_holds_and_others_pass(
+    make_fleet: Callable[..., Fleet], tmp_path: Path, pool: str
+) -> None:
     fleet = make_fleet(module='tests.support.installed')
     ext = celery_ext.install(fleet.app())
     limit = Throttle('narrow', concurrency=1 if pool == 'solo' else 3)
     assert limit.concurrency
     for _ in range(2):
         fleet.start(pool=pool, concurrency=4)
-    narrow = [task(ext.app, 'sleep', 0.1, n).apply_async(throttles=limit) for n in range(30)]
+    door = tmp_path / 'door'
+    narrow = [
+        task(ext.app, 'wait_for_file', str(door), n).apply_async(throttles=limit) for n in range(30)
+    ]
+    fleet.ledger.wait(limit.concurrency, 'started')
     free = [task(ext.app, 'run', n).apply_async() for n in range(20)]
     for result in free:
         result.get(timeout=20)
-    assert len(fleet.ledger.lines('ended')) < 30, 'others have passed those that wait'
+    assert len(fleet.ledger.lines('started')) == limit.concurrency, 'others have passed the rest'
+    door.touch()
     for result in narrow:
         result.get(timeout=30)
     runs = runs_of(fleet.ledger)
