@@ -6,7 +6,8 @@ The names of :data:`kombu_reliable.keys.FAMILIES` that a script uses are declare
 
 Lua makes each function of a script anew at each call, and with cold caches that costs as much as
 what the functions do.  ``-- @defer <file>: <name>, <name>`` includes a file whose functions, of
-which these are used elsewhere, are made when one of them is first called.
+which these are used elsewhere, are made when one of them is first called.  All that is deferred
+stands in one function, ``rare``, so that a call that needs none of it makes a single one.
 
 ``-- @embed <operation>`` makes a whole operation a function of that name, which takes what the
 operation takes as its ARGV and returns its reply.
@@ -52,6 +53,7 @@ _INCLUDE = re.compile(r'^-- @include (\w+)$', re.MULTILINE)
 _EMBED = re.compile(r'^-- @embed (\w+)$', re.MULTILINE)
 _CAPITALS = re.compile(r'\b[A-Z_]+\b')
 _COMMENT = re.compile(r'^ *--.*\n', re.MULTILINE)
+_FUNCTION = re.compile(r'^local function (\w+)', re.MULTILINE)
 _DEFER = re.compile(r'^-- @defer (\w+): (\w+(?:, \w+)*)$', re.MULTILINE)
 
 
@@ -96,6 +98,8 @@ def _beginning(sha: str, meta: str) -> tuple[int, bytes]:
     return packed_words(('EVALSHA', sha, 1, meta))
 
 
+#: What a script defers: names of files, and of their functions, with commas between.
+Deferred = list[tuple[str, str]]
 #: Where the files are: from a folder, ``ops`` or ``lib``, and a name to the text.
 Sources = Callable[[str, str], str]
 
@@ -127,16 +131,34 @@ def _declarations(families: list[str]) -> str:
     return ''.join(f"local {name} = PREFIX .. '{FAMILIES[name]}'\n" for name in families)
 
 
-def _deferred(read: Sources, text: str, done: set[str], declared: list[str]) -> Iterator[str]:
-    """The files that ``text`` defers, each as functions that make those that they stand for."""
-    for name, exported in _DEFER.findall(text):
+def _deferred(
+    read: Sources, deferred: Deferred, done: set[str], declared: list[str]
+) -> Iterator[str]:
+    """The files that are deferred, in one function by which their functions are to be had."""
+    yield 'local made\nrare = function()\nif made then\nreturn made\nend\n'
+    for name, exported in deferred:
         library = read('lib', name)
         body = ''.join(_included(read, library, set(done), (name,))) + library
+        body = _look_up(body, deferred, 'made')
         own = _declarations(_families(body, *declared))
-        yield f'do\nlocal function load_{name}()\n{own}{body}\nreturn {exported}\nend\n'
-        for one in exported.split(', '):
-            yield f'{one} = function(...)\n{exported} = load_{name}()\nreturn {one}(...)\nend\n'
-        yield 'end\n'
+        fields = ', '.join(f'{one} = {one}' for one in exported.split(', '))
+        yield f'local function load_{name}()\n{own}{body}\nreturn {{{fields}}}\nend\n'
+    loaders = [f'{one} = load_{name}' for name, names in deferred for one in names.split(', ')]
+    yield f'local loaders = {{{", ".join(loaders)}}}\n' + (
+        'made = setmetatable({}, {__index = function(_, name)\n'
+        'for key, value in pairs(loaders[name]()) do\nmade[key] = value\nend\n'
+        'return made[name]\nend})\nreturn made\nend\n'
+    )
+
+
+def _look_up(text: str, deferred: Deferred, where: str) -> str:
+    """Makes of each deferred name that ``text`` uses, and has not made itself, a look-up of it."""
+    own = _FUNCTION.findall(text)
+    names = {one for _, exported in deferred for one in exported.split(', ')}.difference(own)
+    if not names:
+        return text
+    use = re.compile(rf"--.*|'[^'\n]*'|(?<![\w.:])({'|'.join(sorted(names))})\b")
+    return use.sub(lambda found: f'{where}.{found[1]}' if found[1] else found[0], text)
 
 
 def _embedded(read: Sources, operation: str) -> Iterator[str]:
@@ -169,13 +191,13 @@ def script(name: str, read: Sources = packaged) -> Script:
     done = {library for library, _ in deferred}
     body = ''.join(_included(read, operation, done, (name,)))
     declared = _families(body + operation)
-    later = ''.join(_deferred(read, operation, done, declared))
+    later = ''.join(_deferred(read, deferred, done, declared)) if deferred else ''
+    flat = _look_up(body, deferred, 'rare()'), _look_up(operation, deferred, 'rare()')
     text = (
         f"local META = KEYS[1]\nlocal LAYOUT = '{LAYOUT}'\n"
         f'local PREFIX = string.sub(META, 1, -{len(FAMILIES["META"]) + 1})\n'
-        f'{_declarations(declared)}'
-        f'{"".join(f"local {exported}{chr(10)}" for _, exported in deferred)}'
-        f'{"".join(_embedded(read, operation))}{body}{later}{operation}'
+        f'{_declarations(declared)}{"local rare" + chr(10) if deferred else ""}'
+        f'{"".join(_embedded(read, operation))}{flat[0]}{later}{flat[1]}'
     )
     text = _COMMENT.sub('', text)  # the server need not read them
     return Script(name, text, hashlib.sha1(text.encode()).hexdigest())

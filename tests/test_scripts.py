@@ -1292,8 +1292,21 @@ def test_a_deferred_file_sees_what_is_included_and_what_is_deferred() -> None:
     )('operation')
     words = [line for line in text.splitlines() if line.isupper()]
     assert words == ['BASE', 'OWN', 'RARE', 'OTHER', 'TOP']
-    assert text.index('local one, two\n') < text.index('BASE')
-    assert 'one, two = load_rare()' in text
+    assert text.index('BASE') < text.index('rare = function()') < text.index('OWN')
+
+
+def test_deferred_names_are_looked_up_where_they_are_used() -> None:
+    text = made_up(
+        operation="-- @include base\n-- @defer few: one, two\n-- @defer other: three\none('one')\n",
+        base='local x = {one = 1, two = three}\n',
+        few="local function one()\n  return three() + two('three')\nend\nlocal function two()\nend\n",
+        other='local function three()\n  return one -- but once\nend\n',
+    )('operation')
+    assert text.endswith("\nrare().one('one')\n")
+    assert 'two = rare().three}' in text
+    assert "return made.three() + two('three')" in text
+    assert 'return made.one' in text
+    assert 'loaders = {one = load_few, two = load_few, three = load_other}' in text
 
 
 def test_an_embedded_operation_brings_along_what_it_uses() -> None:

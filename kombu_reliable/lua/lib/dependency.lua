@@ -4,6 +4,7 @@
 -- @include ready
 -- @include record
 -- @include since
+-- @include stirred
 -- @include wake
 -- Jobs that wait for others.
 --   WAITING     per queue: the jobs that wait, scored by when they are due
@@ -34,7 +35,6 @@ local function dependencies()
   local BLOCK = 16 -- numbers of arrival that are taken at once
   local undone, told, number, last = 0, 0, 0, 0
   local awake = {}
-  local stirred = false -- whether this call has put something into RELEASES
   local expecting -- whether anybody expects anything
 
   local function next_number()
@@ -357,9 +357,6 @@ local function dependencies()
   all.state_of = state_of
   all.stop_waiting, all.tell_dependents = stop_waiting, tell_dependents
   all.tell_of_twin, all.told_already = tell_of_twin, told_already
-  all.has_stirred = function()
-    return stirred
-  end
   made_dependencies = all
   return all
 end

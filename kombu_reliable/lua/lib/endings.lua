@@ -5,6 +5,7 @@
 -- @include ends
 -- @include features
 -- @include history
+-- @include owner
 -- @include owner_fields
 -- @include ready
 -- @include record

@@ -1,5 +1,4 @@
 -- @include extra
--- @include owner_fields
 -- @include remembering
 -- @include retention
 -- @include tags

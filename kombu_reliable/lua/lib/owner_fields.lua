@@ -7,11 +7,6 @@ local function owner_place(owner)
   return string.match(owner, '^[^;]*;(%-?%d+)%a*;')
 end
 
--- The letters of the job's features, see lib/features.lua; nil if it has none.
-local function owner_features(owner)
-  return string.match(owner, '^[^;]*;%-?%d+(%a+);')
-end
-
 local function owner_worker(owner)
   return string.match(owner, ';([^;]*)$')
 end

@@ -2,7 +2,6 @@
 -- @include endings
 -- @include ended
 -- @include owner
--- @include owner_fields
 -- @include lanes
 -- @include wake
 -- Ends deliveries.  A settlement is five arguments: verdict, queue, id, token, detail.

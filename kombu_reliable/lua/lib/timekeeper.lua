@@ -4,18 +4,11 @@
 local GRACE = 20
 local FRESH = 1000
 
-local function post_fields(post)
-  if not post then
-    return nil
-  end
-  local holder, at, since = string.match(post, '^([^;]*);([^;]*);(.*)$')
-  return holder, tonumber(at), tonumber(since)
-end
-
 -- Takes a post that is free, its own, promised too late, or whose holder did not act or was
 -- not heard of for longer than an idle worker sleeps.
 local function take_post(field, post, worker, now, due, lease)
-  local holder, at, since = post_fields(post)
+  local holder, at, since = string.match(post or '', '^([^;]*);([^;]*);(.*)$')
+  at, since = tonumber(at), tonumber(since)
   local vacant = not (holder and at and since) or holder == worker or at > due or at < now - GRACE
     or now - since > lease / 2
   if not vacant then

@@ -3,6 +3,7 @@
 -- @include features
 -- @include history
 -- @include lifetime
+-- @include owner
 -- @include owner_fields
 -- @include place
 -- @include lanes

@@ -16,7 +16,7 @@
 -- @include history
 -- @include layout
 -- @include nonce
--- @include owner_fields
+-- @include owner
 -- @include place
 -- @include ready
 -- @include record

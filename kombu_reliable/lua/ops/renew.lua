@@ -7,7 +7,7 @@
 -- Cost  O(log n) per message; at most 300 messages a call
 -- @include clock
 -- @include layout
--- @include owner_fields
+-- @include owner
 -- @include run
 -- @include room
 -- @include silence

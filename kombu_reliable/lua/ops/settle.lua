@@ -9,6 +9,7 @@
 -- @include layout
 -- @include room
 -- @include settlement
+-- @include stirred
 -- @defer dependency: tell_of_ends, dependencies, forsake
 -- @defer endings: settle_otherwise, deliver_once, status_of_other, leave_twin, end_undelivered
 -- @defer features: tell_features, features_of, end_features
@@ -22,9 +23,8 @@ end
 enter_full_server()
 local reply = {}
 local now, retention, keep = clock(), tonumber(ARGV[2]), tonumber(ARGV[3])
-local unmade = dependencies
 settle(4, #ARGV, now, retention, keep, reply)
-if dependencies ~= unmade and dependencies().has_stirred() then
+if stirred then
   pcall(releasing, '', now, tonumber(hold or nil), retention, keep)
 end
 return reply
