@@ -192,6 +192,10 @@ MUTATIONS = (
         NOTHING, 'a freed slot shows no lane',
     ),
     Mutation(
+        'lib/lanes', 'looked = looked + 1',
+        NOTHING, 'a lane goes on out of order behind a job that must not be delivered',
+    ),
+    Mutation(
         'lib/limits', "return redis.call('ZCARD', held) >= most",
         "return redis.call('ZCARD', held) > most", 'a throttle lets one too many start',
     ),

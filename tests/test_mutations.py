@@ -9,7 +9,7 @@ import redis
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
 
-from kombu_reliable.scripts import packaged, script
+from kombu_reliable.scripts import Sources, packaged, script
 from tests.model.everything import Everything
 from tests.mutations import MUTATIONS, QUICK, Mutation
 
@@ -27,9 +27,8 @@ SETTINGS = settings(
 )
 
 
-def search(client: redis.Redis, mutation: Mutation) -> None:
-    with pytest.raises(AssertionError):
-        run_state_machine_as_test(lambda: Everything(client, mutation), settings=SETTINGS)
+def search(client: redis.Redis, sources: Sources) -> None:
+    run_state_machine_as_test(lambda: Everything(client, sources), settings=SETTINGS)
 
 
 @pytest.mark.parametrize('mutation', MUTATIONS, ids=str)
@@ -52,13 +51,21 @@ def test_mutations_have_names_of_their_own() -> None:
 
 @pytest.mark.parametrize('mutation', [one for one in MUTATIONS if one.breaks in QUICK], ids=str)
 def test_a_broken_script_is_found(server: Any, database: int, mutation: Mutation) -> None:
-    with server.client(db=database) as client:
+    with server.client(db=database) as client, pytest.raises(AssertionError):
         search(client, mutation)
+
+
+@pytest.mark.matrix
+@pytest.mark.timeout(900)
+def test_nothing_is_found_where_nothing_is_broken(server: Any, database: int) -> None:
+    """On the same paths, so what is found on them is the mutation."""
+    with server.client(db=database) as client:
+        search(client, packaged)
 
 
 @pytest.mark.matrix
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize('mutation', [one for one in MUTATIONS if one.breaks not in QUICK], ids=str)
 def test_every_broken_script_is_found(server: Any, database: int, mutation: Mutation) -> None:
-    with server.client(db=database) as client:
+    with server.client(db=database) as client, pytest.raises(AssertionError):
         search(client, mutation)

@@ -1299,7 +1299,8 @@ def test_deferred_names_are_looked_up_where_they_are_used() -> None:
     text = made_up(
         operation="-- @include base\n-- @defer few: one, two\n-- @defer other: three\none('one')\n",
         base='local x = {one = 1, two = three}\n',
-        few="local function one()\n  return three() + two('three')\nend\nlocal function two()\nend\n",
+        few="local function one()\n  return three() + two('three')\nend\n"
+        'local function two()\nend\n',
         other='local function three()\n  return one -- but once\nend\n',
     )('operation')
     assert text.endswith("\nrare().one('one')\n")

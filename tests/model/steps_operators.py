@@ -66,6 +66,23 @@ class Operators(Machine):
         key = dead[pick % len(dead)] if dead and not any_job else self.pick(pick)
         self.act('replay', key, expect=lambda: acting.replay(self.world, key))
 
+    @precondition(lambda self: self.held)
+    @rule(pick=picks)
+    def fail_and_replay(self, pick: int) -> None:
+        """A run fails, and somebody gives it another chance; those with a unique key, which are
+        rare, first."""
+        self.held.sort(key=lambda one: not self._is_unique(one[1].id))
+        _, delivery = self.held.pop(
+            0 if self._is_unique(self.held[0][1].id) else pick % len(self.held)
+        )
+        self.settle(Verdict.FAIL, [delivery])
+        key = delivery.id
+        self.act('replay', key, expect=lambda: acting.replay(self.world, key))
+
+    def _is_unique(self, key: str) -> bool:
+        job = self.world.jobs.get(key)
+        return job is not None and job.unique is not None
+
     def _look_at(self, key: str) -> None:
         if job := self.world.jobs.get(key):
             (state, _, _, queue, *_) = self.store.run(self.jobs.inspect([key]))
