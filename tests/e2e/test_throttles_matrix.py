@@ -135,7 +135,7 @@ def test_a_tenant_with_a_hundred_thousand_jobs(make_fleet: MakeFleet) -> None:
     fleet = make_fleet(module='tests.support.installed')
     ext = celery_ext.install(fleet.app())
     start(fleet, 2, 2)
-    many, first = task(ext.app, 'sleep', 0.02, 'many'), task(ext.app, 'sleep', 0, 'first')
+    many, first = task(ext.app, 'sleep', 0.2, 'many'), task(ext.app, 'sleep', 0, 'first')
     publish(ext.app, many, 100_000, throttles=Throttle('tenant:many', concurrency=2))
     for n in range(20):
         at = time.time()
@@ -151,7 +151,7 @@ def test_turns_of_a_hundred_thousand_jobs(make_fleet: MakeFleet) -> None:
     ext = celery_ext.install(fleet.app())
     queue = ext.queues['celery']
     start(fleet, 2, 2)
-    publish(ext.app, task(ext.app, 'sleep', 0.02, 'many'), 100_000, fair_by='many')
+    publish(ext.app, task(ext.app, 'sleep', 0.2, 'many'), 100_000, fair_by='many')
     for n in range(20):
         at = time.time()
         task(ext.app, 'sleep', 0, 'first').apply_async(fair_by=f'other {n}')
