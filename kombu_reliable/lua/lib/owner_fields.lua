@@ -1,4 +1,4 @@
--- The parts of what lib/owner.lua describes.
+-- The parts of what lib/owner.lua describes that hardly any claim or settlement needs.
 local function owner_token(owner)
   return string.match(owner, '^[^;]*')
 end
