@@ -1,11 +1,13 @@
 """What becomes of an every-second schedule while its processes are killed, and what many cost.
 
-    python -m benchmarks.schedules [--seconds 60] [--many 10000] [--json]
+    python -m benchmarks.schedules [--seconds 60] [--many 10000] [--json] [--check]
 
 ``workers``: three workers fire it; every 2 s the oldest is killed (-9) and another one started.
 ``beat``: one worker that stays, and Celery's own beat, which is killed and started again likewise.
 ``two beats``: the same with two of Celery's own, one of which is killed in turn, as somebody might
 run them who cannot afford one that is down.
+
+``--check`` ends with an error if our workers left an occurrence out, or fired one twice.
 """
 
 from __future__ import annotations
@@ -34,6 +36,7 @@ TASK = 'tests.support.scheduled.tick'
 ENTRY = {'task': TASK, 'schedule': 1.0, 'backlog': 60}
 STOCK = 'celery.beat:PersistentScheduler'
 PAUSE = 2.0
+GAPS = 'occurrences left out or doubled'
 
 
 @contextmanager
@@ -52,9 +55,9 @@ def figures(fleet: Fleet, begin: float, end: float) -> dict[str, Any]:
         first.setdefault(line['id'], line['at'])
     sent = sum(begin <= at < end for at in first.values())
     return {
-        'seconds': round(end - begin),
+        'seconds': int(end - begin),
         'sent': sent,
-        'left out, at least': max(0, round(end - begin) - sent),
+        'left out, at least': max(0, int(end - begin) - sent),
         'run again': len(fleet.ledger.lines('tick')) - len(first),
     }
 
@@ -79,7 +82,7 @@ def by_workers(seconds: float) -> dict[str, Any]:
         wait_for(lambda: len({one['id'] for one in crew.ledger.lines('tick')}) >= runs, 20)
         return {
             **figures(crew, begin, end + 1),
-            'occurrences left out or doubled': _gaps(schedule),
+            GAPS: _gaps(schedule),
         }
 
 
@@ -162,6 +165,9 @@ def main() -> None:
     parser.add_argument('--seconds', type=float, default=60, help='of kills (default: 60)')
     parser.add_argument('--many', type=int, default=10_000, help='schedules (default: 10,000)')
     parser.add_argument('--json', action='store_true', help='print one JSON object')
+    parser.add_argument(
+        '--check', action='store_true', help='fail if an occurrence was left out or fired twice'
+    )
     options = parser.parse_args()
     report: dict[str, dict[str, Any]] = {}
     if options.many:
@@ -172,9 +178,11 @@ def main() -> None:
         report['two beats'] = by_beat(options.seconds, 2)
     if options.json:
         print(json.dumps(report))
-        return
-    for name, found in report.items():
-        print(f'{name}: ' + ', '.join(f'{key} {value}' for key, value in found.items()))
+    else:
+        for name, found in report.items():
+            print(f'{name}: ' + ', '.join(f'{key} {value}' for key, value in found.items()))
+    if options.check and report.get('workers', {}).get(GAPS):
+        sys.exit('our workers left an occurrence out, or fired one twice')
 
 
 if __name__ == '__main__':

@@ -194,6 +194,9 @@ class Selection:
                 progress(result)
         return result
 
-    def __repr__(self) -> str:
+    def __str__(self) -> str:
         how = ' or ' if self.any else ' and '
-        return f'<jobs tagged {how.join(map(repr, self.tags))}>'
+        return f'jobs tagged {how.join(map(repr, self.tags))}'
+
+    def __repr__(self) -> str:
+        return f'<{self}>'

@@ -20,7 +20,7 @@ from kombu.utils.url import maybe_sanitize_url
 from celery_ext.migrate_back import Back
 from celery_ext.migrate_forward import Forward
 from celery_ext.migrate_stock import Lock, Stock, is_stock
-from kombu_reliable import InvalidArgument, Store, WrongState, open_store
+from kombu_reliable import InvalidArgument, ReliableError, Store, WrongState, open_store
 
 __all__ = ('Migration',)
 
@@ -96,8 +96,17 @@ class Migration(AbstractContextManager['Migration']):
 
     @cached_property
     def stock(self) -> Stock:
-        """The side of kombu's transport."""
-        return Stock(self._connection(self._urls[0 if self.forward else 1], self._given))
+        """The side of kombu's transport.
+
+        Raises:
+            ReliableError: what that needs is not installed.
+        """
+        try:
+            return Stock(self._connection(self._urls[0 if self.forward else 1], self._given))
+        except ImportError as error:
+            raise ReliableError(
+                f"kombu's redis transport misses something: {error}; pip install 'celery[redis]'"
+            ) from error
 
     @cached_property
     def store(self) -> Store:

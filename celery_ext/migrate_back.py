@@ -15,6 +15,7 @@ from collections.abc import Iterable
 
 from celery_ext.ends import ENDS
 from celery_ext.migrate_stock import Lock, Stock, is_internal, message_for
+from celery_ext.ticks import TICKS
 from kombu_reliable import JobInfo, ReliableError, Store, WrongState
 
 __all__ = ('JOURNAL', 'Back')
@@ -83,7 +84,9 @@ class Back:
         return [
             name
             for name in self.store.known_queues()
-            if name != ENDS and not name.startswith(f'{JOURNAL}.') and not is_internal(name)
+            if name not in (ENDS, TICKS)
+            and not name.startswith(f'{JOURNAL}.')
+            and not is_internal(name)
         ]
 
     def await_leases(self, queues: Iterable[str]) -> None:
@@ -134,8 +137,6 @@ class Back:
 
     def _move(self, queue: str, keys: list[str]) -> None:
         journal = self._own + queue
-        # Or nobody would find it after a crash.
-        self.store.notice(journal)
         self.store.run(self.store.jobs.operations.move(keys, journal))
         self._empty_journal(journal)
 

@@ -192,7 +192,8 @@ class Schedule:
         """Changes it.  If code declares it this holds until the code says something new.
 
         Args:
-            settings: as :meth:`.Schedules.create` takes them.  What is not named stays.
+            settings: as :meth:`.Schedules.create` takes them.  What is not named stays, the time
+                zone of a crontab included; offset and relative go with ``every``.
 
         Raises:
             InvalidSchedule: something makes no sense; nothing was changed.
@@ -343,6 +344,8 @@ def _changed(app: Any, old: Definition, settings: dict[str, Any]) -> Definition:
     same_calendar = calendar.isdisjoint(settings)
     if not same_calendar and 'every' not in settings:
         raise InvalidSchedule('zone, offset and relative are told together with every')
+    if 'zone' not in settings:
+        kept['zone'] = old.timetable.data.get('zone')
     made = define(app, old.name, **kept)
     return replace(made, when=old.when) if same_calendar else made
 

@@ -7,7 +7,8 @@ The names of :data:`kombu_reliable.keys.FAMILIES` that a script uses are declare
 Lua makes each function of a script anew at each call, and with cold caches that costs as much as
 what the functions do.  ``-- @defer <file>: <name>, <name>`` includes a file whose functions, of
 which these are used elsewhere, are made when one of them is first called.  All that is deferred
-stands in one function, ``rare``, so that a call that needs none of it makes a single one.
+stands in one function, ``rare``, which is made where the first of these lines stands, and shares no
+constants with the rest: a call that needs none of it makes a single function, or none.
 
 ``-- @embed <operation>`` makes a whole operation a function of that name, which takes what the
 operation takes as its ARGV and returns its reply.
@@ -92,6 +93,10 @@ class Call(Generic[T]):
         """The command as it goes over the wire."""
         return pack((self.now, *self.args), _beginning(self.script.sha, self.meta))
 
+    def introduced(self) -> bytes:
+        """The same with the script itself, for a server that does not know it yet."""
+        return pack(('EVAL', self.script.text, 1, self.meta, self.now, *self.args))
+
 
 @lru_cache(256)
 def _beginning(sha: str, meta: str) -> tuple[int, bytes]:
@@ -121,28 +126,31 @@ def _included(read: Sources, text: str, done: set[str], open_: tuple[str, ...]) 
             yield library
 
 
-def _families(text: str, *but: str) -> list[str]:
-    """The key families that ``text`` uses; concatenating all would cost each call."""
-    words = set(_CAPITALS.findall(text)).difference(but, ('META',))
-    return [name for name in FAMILIES if name in words]
+def _families(text: str) -> str:
+    """Declares the key families that ``text`` uses; all would cost each call."""
+    words = set(_CAPITALS.findall(text)) - {'META'}
+    used = [name for name in FAMILIES if name in words]
+    return ''.join(f"local {name} = PREFIX .. '{FAMILIES[name]}'\n" for name in used)
 
 
-def _declarations(families: list[str]) -> str:
-    return ''.join(f"local {name} = PREFIX .. '{FAMILIES[name]}'\n" for name in families)
+#: What a script says first.
+_HEAD = (
+    f"local META = KEYS[1]\nlocal LAYOUT = '{LAYOUT}'\n"
+    f'local PREFIX = string.sub(META, 1, -{len(FAMILIES["META"]) + 1})\n'
+)
 
 
-def _deferred(
-    read: Sources, deferred: Deferred, done: set[str], declared: list[str]
-) -> Iterator[str]:
+def _deferred(read: Sources, deferred: Deferred, done: set[str]) -> Iterator[str]:
     """The files that are deferred, in one function by which their functions are to be had."""
     yield 'local made\nrare = function()\nif made then\nreturn made\nend\n'
+    # Its constants are its own: each that it shared would cost each call of the script.
+    yield _HEAD
     for name, exported in deferred:
         library = read('lib', name)
         body = ''.join(_included(read, library, set(done), (name,))) + library
         body = _look_up(body, deferred, 'made')
-        own = _declarations(_families(body, *declared))
         fields = ', '.join(f'{one} = {one}' for one in exported.split(', '))
-        yield f'local function load_{name}()\n{own}{body}\nreturn {{{fields}}}\nend\n'
+        yield f'local function load_{name}()\n{_families(body)}{body}\nreturn {{{fields}}}\nend\n'
     loaders = [f'{one} = load_{name}' for name, names in deferred for one in names.split(', ')]
     yield f'local loaders = {{{", ".join(loaders)}}}\n' + (
         'made = setmetatable({}, {__index = function(_, name)\n'
@@ -190,14 +198,16 @@ def script(name: str, read: Sources = packaged) -> Script:
     # Whoever includes a file that the operation defers uses the names that are declared here.
     done = {library for library, _ in deferred}
     body = ''.join(_included(read, operation, done, (name,)))
-    declared = _families(body + operation)
-    later = ''.join(_deferred(read, deferred, done, declared)) if deferred else ''
-    flat = _look_up(body, deferred, 'rare()'), _look_up(operation, deferred, 'rare()')
+    families = _families(body + operation)
+    later = ''.join(_deferred(read, deferred, done)) if deferred else ''
+    # It is made where that is said: whoever does not get there does not pay for it.
+    at = max(operation.find('-- @defer '), 0)
+    body, before, after = (
+        _look_up(part, deferred, 'rare()') for part in (body, operation[:at], operation[at:])
+    )
     text = (
-        f"local META = KEYS[1]\nlocal LAYOUT = '{LAYOUT}'\n"
-        f'local PREFIX = string.sub(META, 1, -{len(FAMILIES["META"]) + 1})\n'
-        f'{_declarations(declared)}{"local rare" + chr(10) if deferred else ""}'
-        f'{"".join(_embedded(read, operation))}{flat[0]}{later}{flat[1]}'
+        f'{_HEAD}{families}{"local rare" + chr(10) if deferred else ""}'
+        f'{"".join(_embedded(read, operation))}{body}{before}{later}{after}'
     )
     text = _COMMENT.sub('', text)  # the server need not read them
     return Script(name, text, hashlib.sha1(text.encode()).hexdigest())

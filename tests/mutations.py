@@ -157,8 +157,9 @@ MUTATIONS = (
     ),
     Mutation(
         'ops/pause',
-        "elseif redis.call('EXISTS', READY .. queue, DELAYED .. queue, TICKETS .. queue) > 0 then",
-        "elseif redis.call('EXISTS', TICKETS .. queue) > 0 then",
+        "elseif redis.call('EXISTS', READY .. queue, DELAYED .. queue, THROTTLED .. queue) > 0"
+        ' then',
+        "elseif redis.call('EXISTS', THROTTLED .. queue) > 0 then",
         'a resumed queue wakes nobody',
     ),
     Mutation(
@@ -192,7 +193,7 @@ MUTATIONS = (
         NOTHING, 'a freed slot shows no lane',
     ),
     Mutation(
-        'lib/lanes', 'looked = looked + 1',
+        'lib/lanes', 'break -- its end may have shown somebody who comes before the next one',
         NOTHING, 'a lane goes on out of order behind a job that must not be delivered',
     ),
     Mutation(
@@ -213,6 +214,10 @@ MUTATIONS = (
         'and (want.f or before and tonumber(place_of) > before'
         ' or hand_over(want, queue, place_of))',
         'and (want.f or before and tonumber(place_of) > before)', 'a lane does not hand over',
+    ),
+    Mutation(
+        'lib/lanes', '          mind_clock(name, queue, reason)',
+        NOTHING, 'a lane that has gone leaves the others of its rate without a clock',
     ),
     Mutation(
         'lib/lanes', '        hand_over(want, queue)',

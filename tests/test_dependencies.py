@@ -12,11 +12,11 @@ import pytest
 from kombu_reliable.errors import DependencyCycle, HasDependents, ServerFull
 from kombu_reliable.keys import Keys
 from kombu_reliable.options import Options
-from kombu_reliable.scripts import all_scripts
+from kombu_reliable.scripts import all_scripts, script
 from kombu_reliable.store import Operations, Store
 from kombu_reliable.store.operations import CYCLE, EDGE_LIMIT, REFUSED
 from kombu_reliable.transport.lanes import next_nonce
-from kombu_reliable.transport.publisher import _calls, publish
+from kombu_reliable.transport.publisher import _rounds, publish
 from kombu_reliable.types import Delivery, Dependencies, Outgoing, Policy, Settlement, Verdict
 from tests.conftest import START
 from tests.support.servers import Server
@@ -756,8 +756,21 @@ def test_a_publisher_that_dies_between_the_parts(graph: Graph) -> None:
     assert not any(key.startswith(('dep', 'up:', 'rel', 'exp')) for key in graph.key_names())
 
 
+@pytest.mark.parametrize('known', ['publish_featured', 'depend'])
+def test_parts_on_a_server_that_knows_one_of_two_scripts(graph: Graph, known: str) -> None:
+    """As after a restart, when somebody else has used it before."""
+    graph.add('p')
+    graph.store.client.script_flush()
+    graph.store.load_scripts([script(known)])
+    graph.add_many(outgoing('d', ['p', *(f'u{number}' for number in range(1200))]))
+    assert graph.edges.unmet('d') == ['p']
+    assert graph.start() == 'p'
+    graph.end('p')
+    assert graph.start() == 'd'
+
+
 def parts_of(graph: Graph, message: Outgoing) -> list[Any]:
-    return list(_calls(graph.operations, next_nonce(), [message]))
+    return [call for calls in _rounds(graph.operations, next_nonce(), [message]) for call in calls]
 
 
 @pytest.mark.parametrize('at', range(6))
@@ -932,3 +945,15 @@ def test_a_refusal_whose_reply_was_lost_is_one_again(graph: Graph) -> None:
     assert graph.publish([late], 8, 'x') == ('',)
     assert graph.publish([late], 9, 'x') == (REFUSED,)
     assert graph.publish([late], 9, 'x') == (REFUSED,)
+
+
+def test_what_retention_deletes_at_once_leaves_nothing(store_factory: Callable[..., Store]) -> None:
+    graph = Graph(store_factory(failed_limit=1))
+    graph.add('a')
+    graph.add('z', on='a', policy=FAIL_TOO)
+    graph.add('b', on='a', policy=FAIL_TOO)
+    graph.start()
+    graph.end('a', Verdict.CANCEL)
+    graph.start()
+    assert graph.dead() == 'z'
+    assert graph.key_names() - CONSTANT == {'j:z', 'x:z', 'f:q', 'fg:dependency', 'groups'}

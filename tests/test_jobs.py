@@ -98,7 +98,7 @@ class JobBench(Bench):
 
     def left(self) -> set[str]:
         """Keys that jobs leave; what always stays is left out."""
-        always = {'meta', 'pub', 'alarm', 'fenced', 'w:q', 'w:r', 'queues'}
+        always = {'meta', 'pub', 'alarm', 'fenced', 'w:q', 'w:r', 'queues', 'noticed'}
         return self.key_names() - always
 
 
@@ -1045,6 +1045,18 @@ def test_a_deleted_queue_is_paused_no_more(bench: JobBench, life: int) -> None:
     bench.store.delete('q')
     assert bench.jobs.paused() == []
     assert bench.meta('paused') == 0
+
+
+@pytest.mark.parametrize('state', ['ready', 'failed'])
+def test_a_queue_to_which_jobs_were_moved_is_listed(bench: JobBench, state: str) -> None:
+    bench.make(state)
+    bench.jobs.move('a', 'never declared')
+    assert 'never declared' in bench.jobs.queues()
+
+
+def test_a_paused_queue_is_listed(bench: JobBench) -> None:
+    bench.jobs.pause('empty')
+    assert bench.jobs.queues() == ['empty']
 
 
 def test_a_queue_that_ends_by_itself_is_neither_paused_nor_listed(bench: JobBench) -> None:

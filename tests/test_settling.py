@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 from kombu import Connection
 
 from kombu_reliable import Verdict
-from kombu_reliable.types import QueueCounts
+from kombu_reliable.types import Delivery, QueueCounts
 from tests.support.plain import LEASE, Connect, Receiver, drain, keys_of, raw, send, settled
 from tests.support.wait import wait_for
 
@@ -55,6 +56,31 @@ def test_a_verdict_may_be_waited_for(connection: Connection) -> None:
     message.settle(Verdict.CANCEL, wait=10)
     keys = keys_of(connection)
     assert not raw(connection).exists(keys.owners, keys.leased('q'))
+
+
+def test_a_signal_handler_may_claim_while_its_thread_does(connection: Connection) -> None:
+    """As in a cold shutdown, which Celery carries out in the handler."""
+    receive(connection)
+    keeper = connection.transport.endpoint.keeper
+    first, second = (
+        Delivery(queue='q', id=token, token=token, deliveries=1, envelope=b'')
+        for token in ('first', 'second')
+    )
+
+    class Interrupted:
+        def is_alive(self) -> bool:
+            keeper._thread = real
+            keeper.hold([second])
+            return True
+
+    real, keeper._thread = keeper._thread, Interrupted()
+    thread = threading.Thread(target=keeper.hold, args=([first],), daemon=True)
+    thread.start()
+    thread.join(10)
+    assert not thread.is_alive()
+    for token in ('first', 'second'):
+        assert keeper.holds(token)
+        keeper.settle(token, Verdict.ACK)
 
 
 def test_nobody_waits_for_a_server_that_is_away(connect: Connect) -> None:

@@ -31,7 +31,7 @@ class MarkBench(Bench):
     """Publishes jobs with marks."""
 
     #: What is left when all jobs are gone.
-    ALWAYS = frozenset({'meta', 'pub', 'alarm', 'fenced', 'w:q', 'w:r', 'queues', 'ev'})
+    ALWAYS = frozenset({'meta', 'pub', 'alarm', 'fenced', 'w:q', 'w:r', 'queues', 'ev', 'noticed'})
 
     def add(
         self, id: str, *tags: str, queue: str = 'q', due: str = '0', run: Any = None,

@@ -28,7 +28,7 @@ LEASE = 30_000
 ENVELOPE = seal(['application/json', 'utf-8', {'id': 'a', 'task': 't'}, {}], b'[[], {}, {}]')
 
 #: What is there when no job is.
-CONSTANTS = ('meta', 'pub', 'alarm', 'fenced')
+CONSTANTS = ('meta', 'pub', 'alarm', 'fenced', 'noticed')
 
 _numbers = itertools.count()
 

@@ -40,16 +40,17 @@ def act_on(cli: Cli, ids: Iterable[str], act: Callable[[str], tuple[bool, str, s
         act: acts on one and tells whether that worked, the outcome in a word, and a sentence.
     """
     done: list[dict[str, Any]] = []
-    lines = []
+    lines: dict[bool, list[str]] = {True: [], False: []}
     for one in ids:
         try:
             worked, outcome, text = act(one)
         except ReliableError as error:
             worked, outcome, text = False, 'refused', str(error)
         done.append({'id': one, 'done': worked, 'outcome': outcome, 'message': text})
-        lines.append(f'{visible(one)}: {visible(text)}')
-    cli.show({'jobs': done}, '\n'.join(lines))
-    if not all(one['done'] for one in done):
+        lines[worked].append(f'{visible(one)}: {visible(text)}')
+    cli.show({'jobs': done}, '\n'.join(lines[True]))
+    if lines[False]:
+        cli.note('\n'.join(lines[False]))
         cli.ctx.exit(1)
 
 

@@ -125,7 +125,9 @@ class Cli:
         if self.json:
             output.print_json(document)
         else:
-            output.write('\n\n'.join(text for text in texts if text))
+            text = '\n\n'.join(text for text in texts if text)
+            if text:
+                output.write(text)
 
     def table(
         self,

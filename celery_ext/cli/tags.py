@@ -89,7 +89,7 @@ def cancel(
     def act(**how: Any) -> Result:
         return chosen.cancel(terminate=terminate, cascade=cascade, **how)
 
-    _act(cli, 'canceled', chosen, dry_run, act, f'cancel all {chosen!r}?')
+    _act(cli, 'canceled', chosen, dry_run, act, f'Cancel all {chosen}?')
 
 
 @tags.action('retry', examples=['celery -A proj reliable tags retry billing'])

@@ -44,7 +44,8 @@ def _tasks(app: Any) -> list[Any]:
     """The app's own tasks."""
     app.loader.import_default_modules()
     app.finalize()
-    return [task for name, task in sorted(app.tasks.items()) if not name.startswith('celery.')]
+    foreign = ('celery.', 'celery_ext.')
+    return [task for name, task in sorted(app.tasks.items()) if not name.startswith(foreign)]
 
 
 def acks(patient: Patient) -> Iterator[Finding]:

@@ -84,7 +84,8 @@ class JobInfo:
         priority: 0-255, as its publisher gave it.
         published_at: when this run of it was published.
         due: not started before; None if it may start at once.
-        deliveries: how often this run was handed to a worker, including now.
+        deliveries: how often this run was handed to a worker, including now; of a dead letter,
+            without the one in which it failed.
         worker: name of the claiming process's poller; None if nobody holds it.
         lease_expires_at: None unless it is leased.
         failure: None unless it is a dead letter.

@@ -228,7 +228,7 @@ class Jobs:
     # -- queues ------------------------------------------------------------------
 
     def queues(self) -> list[str]:
-        """The names of all queues that were declared or hold something, consumed or not."""
+        """All queues that were declared, are paused or hold something, consumed or not."""
         return self._store.known_queues()
 
     def pause(self, queue: str) -> bool:

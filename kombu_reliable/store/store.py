@@ -131,15 +131,19 @@ class Store:
 
     def _mend(self, calls: Sequence[Call[Any]], replies: list[Any]) -> None:
         """Repeats the calls of scripts that the server did not know; other errors are raised."""
-        unknown = [
+        while unknown := [
             number
             for number, reply in enumerate(replies)
             if isinstance(reply, redis.exceptions.NoScriptError)
-        ]
-        if unknown:
-            self.load_scripts({calls[number].script for number in unknown})
-            again = self._send([calls[number] for number in unknown])
-            for number, reply in zip(unknown, again, strict=True):
+        ]:
+            # The first call of each script brings it along, so each turn gets somewhere.
+            introduced: set[str] = set()
+            commands: list[bytes] = []
+            for number in unknown:
+                known = calls[number].script.sha in introduced
+                commands.append(calls[number].packed() if known else calls[number].introduced())
+                introduced.add(calls[number].script.sha)
+            for number, reply in zip(unknown, self._exchange(commands), strict=True):
                 replies[number] = reply
         for reply in replies:
             if isinstance(reply, redis.exceptions.ResponseError):
@@ -297,13 +301,14 @@ class Store:
         self.repeat(JobOperations(self.operations).notice([queue]))
 
     def known_queues(self) -> list[str]:
-        """The names of all queues that were declared, or hold something.
+        """The names of all queues that were declared, are paused, or hold something.
 
-        Of undeclared ones that hold only ready messages, the last 4,096 that were published to.
+        Of undeclared ones that hold only ready messages, the last 4,096 that were published or
+        moved to.
         """
         keys = self.keys
         with self.client.pipeline(transaction=False) as pipe:
-            pipe.smembers(keys.queues)
+            pipe.sunion([keys.queues, keys.paused])
             pipe.zrange(keys.alarms, 0, -1)
             pipe.zrange(keys.noticed, 0, -1)
             declared, watched, noticed = pipe.execute()

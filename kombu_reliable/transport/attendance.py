@@ -72,7 +72,7 @@ class Attendance:
     def _reset(self) -> None:
         self._consumer = secrets.token_urlsafe(6)
         self._attended: dict[str, _Attended] = {}
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # consumers are cancelled in signal handlers as well
         self._changed = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -171,7 +171,8 @@ class Attendance:
     def _restore(self, queue: str, one: _Attended) -> float:
         """Declares anew what was deleted while we were away."""
         if one.declaration and queue in self._attended:
-            self._store.run_all(one.declaration)
+            for call in one.declaration:
+                self._store.run(call)
             logger.warning('queue %r was deleted while its consumer was away, declared anew', queue)
             again = self._store.repeat(self._store.operations.attend(queue, self._consumer))
             if again is not None:

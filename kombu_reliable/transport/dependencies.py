@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from kombu_reliable.envelope import pack_id
-from kombu_reliable.errors import InvalidMessage
+from kombu_reliable.errors import DependencyCycle, InvalidMessage
 from kombu_reliable.types import Dependencies, Policy
 
 __all__ = ('DEPENDS_ON', 'POLICY', 'take_dependencies')
@@ -26,6 +26,7 @@ def take_dependencies(headers: dict[str, Any], job: str) -> Dependencies | None:
     retry, which copies them, would wait again.
 
     Raises:
+        DependencyCycle: the task would wait for itself.
         InvalidMessage: these headers make no sense.
     """
     if DEPENDS_ON not in headers and POLICY not in headers:
@@ -39,7 +40,7 @@ def take_dependencies(headers: dict[str, Any], job: str) -> Dependencies | None:
     for one in wanted:
         key, within, after = _dependency(one)
         if key == job:
-            raise InvalidMessage(f'{DEPENDS_ON} names the task itself: it would wait for ever')
+            raise DependencyCycle(f'{DEPENDS_ON} names the task itself: it would wait for ever')
         found[key] = max(within, found.get(key, 0))
         before[key] = after
     if not found:

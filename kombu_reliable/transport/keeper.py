@@ -108,7 +108,8 @@ class Keeper:
         self._held: dict[str, _Held] = {}
         self._outbox = Outbox()
         self._wake = Wake(self._native)
-        self._lock = self._native.allocate_lock()
+        # Celery's cold shutdown comes as a signal, and reads the claim that is under way.
+        self._lock = self._native.allocate_rlock()
         self._thread: NativeThread | None = None
         self._stopping = False
         self._next_renewal = 0.0

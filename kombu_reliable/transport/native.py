@@ -37,6 +37,7 @@ class Native:
         green: threads are greenlets here.
         start: starts a thread that does not keep the process alive.
         allocate_lock: makes a lock; whoever waits for it stops all greenlets of his thread.
+        allocate_rlock: makes one that its holder may take again, as a signal handler does.
         sleep: stops all greenlets of the thread for some seconds.
         get_ident: number of the thread, the same for all its greenlets.
         leave: ends what a green thread library has set up in the calling thread.
@@ -45,6 +46,7 @@ class Native:
     green: bool
     start: Callable[[Callable[[], None]], None]
     allocate_lock: Callable[[], Any]
+    allocate_rlock: Callable[[], Any]
     sleep: Callable[[float], None]
     get_ident: Callable[[], int]
     leave: Callable[[], None] = _nothing
@@ -58,7 +60,9 @@ def native() -> Native:
     eventlet = sys.modules.get('eventlet.patcher')
     if eventlet is not None and eventlet.is_monkey_patched('thread'):
         return _beneath_eventlet(eventlet)
-    return Native(False, _start_plainly, threading.Lock, time.sleep, threading.get_ident)
+    return Native(
+        False, _start_plainly, threading.Lock, threading.RLock, time.sleep, threading.get_ident
+    )
 
 
 def _start_plainly(run: Callable[[], None]) -> None:
@@ -66,8 +70,8 @@ def _start_plainly(run: Callable[[], None]) -> None:
 
 
 def _beneath_gevent(monkey: Any) -> Native:
-    start, allocate_lock, get_ident = monkey.get_original(
-        '_thread', ['start_new_thread', 'allocate_lock', 'get_ident']
+    start, allocate_lock, allocate_rlock, get_ident = monkey.get_original(
+        '_thread', ['start_new_thread', 'allocate_lock', 'RLock', 'get_ident']
     )
 
     def leave() -> None:
@@ -76,7 +80,9 @@ def _beneath_gevent(monkey: Any) -> Native:
         gevent.get_hub().destroy(destroy_loop=True)
 
     sleep = monkey.get_original('time', 'sleep')
-    return Native(True, lambda run: start(run, ()), allocate_lock, sleep, get_ident, leave)
+    return Native(
+        True, lambda run: start(run, ()), allocate_lock, allocate_rlock, sleep, get_ident, leave
+    )
 
 
 def _beneath_eventlet(patcher: Any) -> Native:
@@ -93,6 +99,7 @@ def _beneath_eventlet(patcher: Any) -> Native:
         True,
         lambda run: thread.start_new_thread(run, ()),
         thread.allocate_lock,
+        thread.RLock,
         patcher.original('time').sleep,
         thread.get_ident,
         leave,

@@ -19,6 +19,7 @@ from kombu_reliable.store.operations import (
     REFUSED,
     SKIPPED,
 )
+from kombu_reliable.transport.doubts import is_settled, keep_in_doubt, number_in_doubt
 from kombu_reliable.transport.lanes import Nonce, abandon_lane, next_nonce
 from kombu_reliable.transport.line import LOST
 from kombu_reliable.transport.messages import NONCE
@@ -48,7 +49,7 @@ RETRY_PAUSES = (0.0, 0.1, 0.5)
 
 
 def publish(store: Store, memory: MutableMapping[str, Any], items: Sequence[Item]) -> str | None:
-    """Sends ``items`` in one round trip.
+    """Sends ``items`` in one round trip; a message with more than 300 dependencies takes several.
 
     Args:
         store: the server.
@@ -69,16 +70,22 @@ def publish(store: Store, memory: MutableMapping[str, Any], items: Sequence[Item
     """
     nonce = memory.get(NONCE)
     if nonce is None or nonce.count != len(items):
-        nonce = memory[NONCE] = next_nonce(len(items))
+        nonce = memory[NONCE] = number_in_doubt(items) or next_nonce(len(items))
     try:
-        replies = store.run_all(_calls(store.operations, nonce, items))
+        replies = [
+            reply
+            for calls in _rounds(store.operations, nonce, items)
+            for reply in store.run_all(calls)
+        ]
         store.confirm()
     except BaseException:
         # It may be repeated, but other publishes of this thread may come first.
         abandon_lane(nonce)
+        keep_in_doubt(items, nonce)
         raise
     # Whoever sends the same message once more on purpose gets a number of its own.
     del memory[NONCE]
+    is_settled(items)
     skipped: str | None = None
     for reply in replies:
         if reply == -1:
@@ -113,33 +120,37 @@ def _duplicate(holder: str, items: Sequence[Item]) -> DuplicateJob:
     return DuplicateJob(f'task {holder} has {which}; nothing was published for it', holder)
 
 
-def _calls(operations: Operations, nonce: Nonce, items: Sequence[Item]) -> list[Call[Any]]:
-    """One of several calls can fail alone, so each numbers its messages in a lane of its own."""
+def _rounds(
+    operations: Operations, nonce: Nonce, items: Sequence[Item]
+) -> Iterator[list[Call[Any]]]:
+    """What goes out in one round trip each.
+
+    One of several calls can fail alone, so each numbers its messages in a lane of its own.
+    """
     calls: list[Call[Any]] = []
-    at = 0
+    at = lanes = 0
     while at < len(items):
-        lane = f'{nonce.lane}.{len(calls)}' if calls else nonce.lane
-        item = items[at]
+        lane = f'{nonce.lane}.{lanes}' if lanes else nonce.lane
+        number, item = nonce.first + at, items[at]
+        lanes += 1
         if isinstance(item, Broadcast):
-            calls.append(operations.fanout(lane, nonce.first + at, item))
+            calls.append(operations.fanout(lane, number, item))
             at += 1
+        elif messages := _leading_messages(items[at : at + PUBLISH_LIMIT]):
+            calls.append(operations.publish(lane, number, messages))
+            at += len(messages)
         else:
-            messages = _leading_messages(items[at : at + PUBLISH_LIMIT])
-            if messages:
-                calls.append(operations.publish(lane, nonce.first + at, messages))
-            else:
-                calls += _calls_for_many_edges(operations, lane, nonce.first + at, item)
-            at += len(messages) or 1
-    return calls
-
-
-def _calls_for_many_edges(
-    operations: Operations, lane: str, number: int, message: Outgoing
-) -> Iterator[Call[Any]]:
-    mark = f'!{lane}.{number}'
-    message, parts = in_parts(message, mark)
-    yield operations.publish(lane, number, [message])
-    yield from calls_for_parts(operations, mark, parts)
+            mark = f'!{lane}.{number}'
+            message, parts = in_parts(item, mark)
+            yield [*calls, operations.publish(lane, number, [message])]
+            calls = []
+            # Each waits for the one before it: a server that has just started may know one of two
+            # scripts, and then the first of two calls is made after the second.
+            for call in calls_for_parts(operations, mark, parts):
+                yield [call]
+            at += 1
+    if calls:
+        yield calls
 
 
 def _leading_messages(items: Sequence[Item]) -> list[Outgoing]:

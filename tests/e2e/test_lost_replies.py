@@ -8,8 +8,11 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from celery import chord
 from kombu import Connection, Consumer, Queue
+from kombu.exceptions import OperationalError
 
+from kombu_reliable import open_store
 from kombu_reliable.scripts import all_scripts
 from tests.support.proxy import Command, Proxy
 from tests.support.servers import Server
@@ -121,3 +124,59 @@ def test_a_lost_reply_under_a_real_worker(
         ran = Counter(entry['id'] for entry in workers.ledger.lines('ran'))
         assert max(ran.values()) == 1, 'each of the others ran once'
         workers.close()
+
+
+@pytest.mark.parametrize('kind', ['link', 'chain', 'chord'])
+def test_what_a_worker_publishes_behind_a_task_is_published_once(
+    make_fleet: Callable[..., Fleet], server: Server, database: int, kind: str
+) -> None:
+    """kombu repeats it; or Celery does, as for a link, and kombu knows nothing of that."""
+    with Proxy(('127.0.0.1', server.port)) as proxy:
+        direct = f'reliable+{server.url(database)}'
+        workers = make_fleet(
+            broker=f'reliable+{proxy.url(database)}', backend=direct, options={'lease': 1.5}
+        )
+        workers.start('--without-mingle', concurrency=1)
+        app = workers.app()
+        with Connection(direct) as connection, connection.Producer() as producer:
+            first, behind = task(app, 'run', 1), task(app, 'run', 'behind').set(immutable=True)
+            fault = proxy.drop_reply(1, calls('publish'))
+            if kind == 'link':
+                first.apply_async(producer=producer, link=behind)
+            elif kind == 'chain':
+                (first | behind).apply_async(producer=producer)
+            else:
+                chord([first, task(app, 'run', 2)])(behind, producer=producer)
+            workers.ledger.wait(1, 'ran', value='behind')
+            assert fault.fired is not None
+            # In order: if it had been stored twice, the second one would run before this.
+            task(app, 'run', 'last').apply_async(producer=producer)
+            workers.ledger.wait(1, 'ran', value='last')
+            assert len(workers.ledger.lines('ran', value='behind')) == 1
+        workers.close()
+
+
+def test_a_program_that_repeats_a_publish_itself(
+    make_fleet: Callable[..., Fleet], server: Server, database: int
+) -> None:
+    with Proxy(('127.0.0.1', server.port)) as proxy:
+        app = make_fleet(broker=f'reliable+{proxy.url(database)}').app()
+
+        def send(*args: int) -> Any:
+            return task(app, 'add', *args).apply_async(task_id='the same', retry=False)
+
+        send(1, 1)
+        store = open_store(app.connection_for_write())
+        proxy.drop_reply(1, calls('publish'))
+        with pytest.raises(OperationalError):
+            send(1, 2)
+        assert store.counts('celery').ready == 2
+        send(1, 2)
+        assert store.counts('celery').ready == 2, 'it was stored'
+        send(1, 2)
+        assert store.counts('celery').ready == 3, 'on purpose'
+        proxy.drop_reply(1, calls('publish'))
+        with pytest.raises(OperationalError):
+            send(1, 3)
+        send(1, 4)
+        assert store.counts('celery').ready == 5, 'another one'

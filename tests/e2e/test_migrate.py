@@ -19,13 +19,16 @@ import redis
 from celery import Celery
 from celery.bin.celery import celery
 from click.testing import CliRunner
-from kombu import Connection
+from kombu import Connection, Exchange, Queue
 
+import celery_ext
 from celery_ext.migrate import Migration
 from celery_ext.migrate_back import Back
 from celery_ext.migrate_forward import Forward
+from celery_ext.ticks import TICKS
 from kombu_reliable import Store, WrongState, open_store
-from tests.support.servers import Server
+from tests.support import sentinels
+from tests.support.servers import Server, available
 from tests.support.wait import wait_for
 from tests.support.workers import ROOT, Fleet, fleet, task
 
@@ -168,8 +171,6 @@ def test_another_server_and_named_exchanges(
     with Server('valkey') as other:
         source = f'redis://127.0.0.1:{other.port}/3'
         with Connection(source) as connection, connection.Producer() as producer:
-            from kombu import Exchange, Queue
-
             orders = Queue('orders', Exchange('shop', 'topic'), 'order.#')
             producer.publish(
                 [['an order'], {}, {}], exchange=orders.exchange, routing_key='order.paid',
@@ -186,6 +187,37 @@ def test_another_server_and_named_exchanges(
             raw: Any = client.lindex('orders\x06\x163', 0)
         sent = json.loads(raw)['properties']['delivery_info']
         assert sent == {'exchange': 'shop', 'routing_key': 'order.paid'}
+
+
+@pytest.fixture(params=['TLS', 'sentinels'])
+def guarded(request: pytest.FixtureRequest) -> Iterator[tuple[str, dict[str, Any]]]:
+    """A source that is reached in another way, and the options for it."""
+    if request.param == 'sentinels':
+        with Server('valkey') as server, sentinels.watched(server) as url:
+            yield url, {'master_name': sentinels.MASTER}
+    elif 'redis' not in available():
+        pytest.skip('no server that knows TLS')
+    else:
+        with Server('redis', tls=True, password='secret') as server:
+            yield f'{server.url()}?ssl_cert_reqs=required&ssl_ca_certs={server.ca_file}', {}
+
+
+def test_over_tls_and_through_sentinels(
+    new: Fleet, store: Store, guarded: tuple[str, dict[str, Any]]
+) -> None:
+    source, options = guarded
+    with Connection(source, transport_options=options) as connection:
+        for value in range(5):
+            connection.Producer().publish(
+                [[value], {}, {}], routing_key='celery', declare=[Queue('celery')],
+                headers={'task': 'tests.support.app.run', 'id': f'job-{value}'},
+            )  # fmt: skip
+    there = [text for name, value in options.items() for text in ('--option', f'{name}={value}')]
+    moved = done(command(new, '--from', source, *there))
+    assert '5 messages moved' in moved and 'secret' not in moved
+    assert values_of(store) == [0, 1, 2, 3, 4]
+    assert '5 messages moved' in done(command(new, '--to', source, *there))
+    assert migrate(new.app(), source, options=options)['moved'] == 5
 
 
 def test_messages_that_cannot_be_read_are_put_aside(
@@ -211,11 +243,36 @@ def test_lists_of_others_stay(
     assert client.llen('foreign:celery') == client.llen('shopping') == 1
 
 
+def test_what_wakes_those_who_fire_schedules_stays(
+    new: Fleet, store: Store, stock_url: str, client: redis.Redis
+) -> None:
+    app = new.app()
+    ext = celery_ext.install(app)
+    ext.schedules.create('hourly', 'tests.support.app.run', 3600)
+    sent = task(app, 'run', 'moved').apply_async()
+    ext.jobs[sent].move('not declared')
+    report = migrate(app, target=stock_url)
+    assert report['queues'] == [{'queue': 'not declared', 'ready': 1, 'delayed': 0}]
+    assert stock_values(client, 'not declared\x06\x169') == ['moved']
+    assert store.jobs.counts(TICKS).delayed == 1
+
+
+def test_without_what_kombus_transport_needs(new: Fleet, stock_url: str) -> None:
+    # Others may need it as well, and have it before.
+    hide = 'sys.modules["packaging.version"] = None'
+    code = f'import sys; from celery.bin.celery import celery; {hide}; celery()'
+    args = ['-A', new.module, 'reliable', 'migrate', '--from', stock_url]
+    done = subprocess.run(
+        [sys.executable, '-c', code, *args],
+        cwd=ROOT, env=new.environment(), capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "pip install 'celery[redis]'" in done.stderr and 'Traceback' not in done.stderr
+
+
 def test_what_others_wait_for_stays_and_waits(
     new: Fleet, store: Store, stock_url: str, client: redis.Redis
 ) -> None:
-    import celery_ext
-
     # Programs tell the name of a queue once, and this one may have told it before the flush.
     store.run(store.operations.declare('celery'))
     app = new.app()

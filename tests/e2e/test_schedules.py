@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import statistics
 import subprocess
 import sys
 import time
@@ -228,7 +229,7 @@ def never_two(fleet: Fleet, ext: Extension, seconds: float) -> None:
     runs = alone(fleet, 'e')
     gaps = [later[0] - earlier[1] for earlier, later in itertools.pairwise(runs)]
     assert all(gap >= 0.69 for gap in gaps), gaps
-    assert min(gaps[-2:]) < 0.69 + 0.3, gaps  # nobody was killed any more
+    assert statistics.median(gaps) < 0.69 + 0.3, gaps  # behind a kill it takes longer
 
 
 def test_never_two_at_once(scheduled: Fleet, ext: Extension) -> None:
@@ -338,10 +339,14 @@ def test_what_one_can_do(scheduled: Fleet, ext: Extension) -> None:
     assert made.pause() and not made.pause() and made.next_run is None
     assert made.run_now().get(10) == 'a', 'also while it is paused'
     assert made.resume() and not made.resume() and made.next_run is not None
-    made.update(every=0.2, args=['b'])
+    made.update(every='30 4 * * *')
+    assert made.when == '30 4 * * * Europe/Berlin'
+    made.update(every='30 4 * * *', zone='Asia/Tokyo', args=['b'])
+    assert made.when == '30 4 * * * Asia/Tokyo'
+    made.update(every=0.2)
     scheduled.ledger.wait(3, 'tick', value='b')
-    assert [run.event for run in made.history(50)][-5:] == [
-        'changed', 'resumed', 'asked', 'paused', 'asked',
+    assert [run.event for run in made.history(50)][-7:] == [
+        'changed', 'changed', 'changed', 'resumed', 'asked', 'paused', 'asked',
     ]  # fmt: skip
     # Of what code declares, a change at run time holds until that changes.
     declared.update(every=0.2, kwargs={'value': 'changed'})

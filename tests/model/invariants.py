@@ -81,8 +81,9 @@ def claimable_work_has_a_marker(machine: Machine, found: Snapshot) -> None:
     world = machine.world
     for queue in machine.QUEUES:
         marked = found.is_marked(queue)
-        if queue in world.paused:  # a marker there is for who watches the clock
-            assert not marked or '' in found.alarms, queue
+        if queue in world.paused:  # a marker there is, or was, for who watches the clock
+            held_back = world.those(queue, 'throttled')
+            assert not marked or '' in found.alarms or held_back, queue
         if not _is_open(world, queue) or marked or queue in machine.popped:
             continue
         looks = _is_due(found, '', world)  # the next claim does
@@ -119,7 +120,8 @@ def _paces(machine: Machine, found: Snapshot) -> list[float]:
     world, moments = machine.world, []
     for queue in machine.QUEUES:
         name = throttles.of_queue(queue)
-        if _is_limited(world, queue) and queue in found.set(machine.keys.closed):
+        closed = queue in found.set(machine.keys.closed) and queue not in world.paused
+        if closed and _is_limited(world, queue):
             most = throttles.limit_of(world, name).concurrency
             if most is None or most > len(world.those(queue, 'leased')):
                 moment = throttles.next_start(world, name)
@@ -139,8 +141,13 @@ def somebody_watches_the_clock(machine: Machine, found: Snapshot) -> None:
     world = machine.world
     if machine.popped or any(map(found.is_marked, machine.QUEUES)):
         return
+    closed = found.set(machine.keys.closed)
     watched = [queue for queue in machine.QUEUES if _is_open(world, queue)]
-    dues = [float(due) for queue in watched for due in machine.dues(queue)]
+    # One that is still closed goes on with the next look at the limits, which was to be by now.
+    dues = [
+        found.alarms[''] if queue in closed else float(due)
+        for queue in watched for due in machine.dues(queue)
+    ]  # fmt: skip
     dues += [] if world.paused else _paces(machine, found)
     if dues:
         moments = [moment for moment in machine.told.values() if moment is not None]
@@ -249,7 +256,7 @@ def constants(machine: Machine) -> set[str]:
     """The keys that stay when all is done."""
     keys = machine.keys
     rates = {keys.rates(name) for name in machine.THROTTLES}
-    return {keys.meta, keys.producers, keys.fenced, keys.events} | rates
+    return {keys.meta, keys.producers, keys.fenced, keys.events, keys.noticed} | rates
 
 
 def every_key_is_explained(machine: Machine, found: Snapshot) -> None:

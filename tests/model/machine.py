@@ -152,12 +152,14 @@ class Machine(RuleBasedStateMachine):
     ) -> None:
         """A marker that a claim leaves means work, and so does its answer."""
         look, left, kept = self.look(), False, False
+        to_release = look.alarms.get('', self.now + 1) <= self.now
         for queue in queues:
             work = {
                 self.keys.ready(queue) in look.names, self.keys.tickets(queue) in look.names
             }  # fmt: skip
             closed = queue in look.set(self.keys.closed)
-            assert look.is_marked(queue) == (not closed and any(work)), queue
+            marked = look.is_marked(queue)
+            assert marked == (not closed and any(work)) or (marked and to_release), queue
             left = left or (not closed and self.keys.ready(queue) in look.names)
             kept = kept or (not closed and any(work))
         if idle >= credit and not answer.kept:

@@ -142,6 +142,20 @@ class Producers(Machine):
         self.publish_next(lane, [replace(message, lane=text, due=due)] * count)
 
     @precondition(room)
+    @rule(
+        lane=lanes, queue=queues, id=ids, name=names, beside=names, rank=ranks,
+        limit=st.sampled_from((*RATES, Limit(concurrency=1))), count=st.integers(2, 5),
+    )  # fmt: skip
+    def publish_side_by_side(
+        self, lane: str, queue: str, id: str, name: str, beside: str, rank: int, limit: Limit,
+        count: int,
+    ) -> None:  # fmt: skip
+        """Into two lanes that share a throttle, one after the other."""
+        texts = lane_of({name: limit}, None), lane_of({name: limit, beside: None}, None)
+        batch = [Outgoing(id, queue, rank, '0', b'1', lane=texts[at % 2]) for at in range(count)]
+        self.publish_next(lane, batch)
+
+    @precondition(room)
     @rule(lane=lanes, queue=queues, rank=ranks, id=ids, text=fair_texts, count=st.integers(1, 3))
     def publish_fair(
         self, lane: str, queue: str, rank: int, id: str, text: str, count: int

@@ -313,11 +313,14 @@ class Server:
             raise RuntimeError('the server does not run')
         return self._process
 
+    def _command(self, config: str) -> list[str]:
+        return [str(self._program), config]
+
     def _start_on(self, port: int, loaded: bool) -> None:
         config = self.directory / 'conf'
         config.write_text(''.join(f'{k} {v}\n' for k, v in self._settings(port).items()))
         self._log_start = self.log_file.stat().st_size if self.log_file.exists() else 0
-        self._process = _spawn([str(self._program), str(config)], self.log_file)
+        self._process = _spawn(self._command(str(config)), self.log_file)
         try:
             self._wait_until_up(loaded)
         except BaseException:

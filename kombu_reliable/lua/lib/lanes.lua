@@ -73,10 +73,10 @@ local function lanes()
     return PARKED_LANES .. #name .. ':' .. name .. queue
   end
 
-  -- Somebody has to look at a throttle at this time.
+  -- Somebody has to look at a throttle at this time; whether that is news.
   local function look_at(name, at)
-    redis.call('ZADD', THROTTLE_ALARMS, 'LT', at, name)
     alarm_by('', at)
+    return redis.call('ZADD', THROTTLE_ALARMS, 'LT', 'CH', at, name) == 1
   end
 
   -- A throttle that nobody waits for, nobody holds and nobody has set is none any more.
@@ -104,17 +104,25 @@ local function lanes()
     end
   end
 
+  -- Lanes of a queue are left parked for a reason, see lib/limits.lua: if it ends by itself, somebody
+  -- has to watch the clock for them.
+  local function mind_clock(name, queue, reason)
+    if reason ~= true then
+      look_at(name, reason)
+      redis.call('ZADD', WAKE .. queue, 0, '1')
+    end
+  end
+
   -- A throttle may have room: a lane of each queue that waits for it is looked at.
   local function opened(name)
     local queues = ours(PARKED .. name, 'ZRANGE', 0, SPREAD - 1)
     local reason = #queues > 0 and blocked(name)
-    if not reason then
-      for _, queue in ipairs(queues) do
-        unpark(name, queue)
-      end
-    elseif reason ~= true then
-      look_at(name, reason)
-      redis.call('ZADD', WAKE .. queues[1], 0, '1') -- somebody has to watch the clock for it
+    if reason then
+      mind_clock(name, queues[1], reason)
+      return
+    end
+    for _, queue in ipairs(queues) do
+      unpark(name, queue)
     end
   end
 
@@ -135,9 +143,14 @@ local function lanes()
     for _, one in ipairs(want.t) do
       local name = one[1]
       local first = ours(parked_lanes(name, queue), 'ZRANGE', 0, 0, 'WITHSCORES')[2]
-      if first and (not at or tonumber(first) < tonumber(at)) and not blocked(name) then
-        unpark(name, queue)
-        shown = true
+      if first and (not at or tonumber(first) < tonumber(at)) then
+        local reason = blocked(name)
+        if reason then
+          mind_clock(name, queue, reason)
+        else
+          unpark(name, queue)
+          shown = true
+        end
       end
     end
     return shown
@@ -313,11 +326,10 @@ local function lanes()
       end
       return 0, false
     end
-    local started, looked = 0, 0
-    for _ = 1, 2 * most do
+    local started = 0
+    for _ = 1, most do
       local id, place_of = unpack(ours(LANE .. lane, 'ZRANGE', 0, 0, 'WITHSCORES'))
-      -- Behind one that was not delivered others may come first, but that was no turn.
-      local waits = started == most or id and (want.f and started or looked) > 0
+      local waits = id and started > 0
         and (want.f or before and tonumber(place_of) > before or hand_over(want, queue, place_of))
       if not id or waits then
         break
@@ -330,14 +342,14 @@ local function lanes()
         return started, false
       end
       local delivered = deliver(id, place_of)
-      looked = looked + 1
       pull(queue, id, lane, want)
-      if delivered then
-        started = started + 1
-        take(id, want)
-        for _, one in ipairs(want.t) do
-          limits.spend(one[1], 1)
-        end
+      if not delivered then
+        break -- its end may have shown somebody who comes before the next one
+      end
+      started = started + 1
+      take(id, want)
+      for _, one in ipairs(want.t) do
+        limits.spend(one[1], 1)
       end
     end
     arrange(queue, lane, want)

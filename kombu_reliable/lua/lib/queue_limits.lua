@@ -29,18 +29,16 @@ local function add_queue_limits(all)
     return math.max(0, math.min(most, limits.tokens(name)))
   end
 
-  -- Whether a queue is at its limit; it is closed then.
+  -- Whether a queue is at its limit; it is closed then.  And whether there is a new time to keep.
   local function close_if_full(queue)
     if admitted(queue, 1) > 0 then
       redis.call('SREM', CLOSED, queue)
       return false
     end
     redis.call('SADD', CLOSED, queue)
-    local at = all.limits.next_token(limit_of_queue(queue))
-    if at then
-      all.later(limit_of_queue(queue), at)
-    end
-    return true
+    local name = limit_of_queue(queue)
+    local at = all.limits.next_token(name)
+    return true, at and all.later(name, at)
   end
 
   -- How many a claim may take from a queue that may be paused or limited, and whether it is closed.
@@ -68,13 +66,20 @@ local function add_queue_limits(all)
 
   -- To be called when somebody gives up what he held of a queue, or its limit has changed.
   local function reopen(queue)
-    if redis.call('SISMEMBER', CLOSED, queue) == 1 and redis.call('SISMEMBER', PAUSED, queue) == 0
-        and (not is_limited(queue) or admitted(queue, 1) > 0) then
+    if redis.call('SISMEMBER', CLOSED, queue) == 0 or redis.call('SISMEMBER', PAUSED, queue) == 1 then
+      return
+    end
+    local full, news = false, false
+    if is_limited(queue) then
+      full, news = close_if_full(queue)
+    end
+    if not full then
       redis.call('SREM', CLOSED, queue)
       -- Also for what is only delayed: nobody may be watching the clock for it.
-      if redis.call('EXISTS', READY .. queue, TICKETS .. queue, DELAYED .. queue) > 0 then
-        arm(queue)
-      end
+      news = redis.call('EXISTS', READY .. queue, TICKETS .. queue, DELAYED .. queue) > 0
+    end
+    if news then
+      redis.call('ZADD', WAKE .. queue, 0, '1')
     end
   end
 

@@ -27,7 +27,8 @@ local function releasing(_, now, hold, retention, keep)
         redis.call('ZADD', WAITING .. queue, now, id)
         error(error_, 0)
       end
-      if string.sub(dependency, 1, 1) ~= '!' then
+      -- Retention may have deleted it at once.
+      if string.sub(dependency, 1, 1) ~= '!' and redis.call('EXISTS', JOB .. id) == 1 then
         redis.call('HSET', EXTRA .. id, 'cause', dependency)
       end
       alarm_by(queue, now + retention + 1)

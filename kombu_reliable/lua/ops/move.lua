@@ -10,6 +10,7 @@
 -- @include disown
 -- @include features
 -- @include history
+-- @include noticing
 -- @include whereabouts
 local retention, target = tonumber(ARGV[2]), ARGV[3]
 
@@ -34,6 +35,7 @@ return act(4, function(id, now, keeper)
     return 'no-queue' -- what is there is about to be deleted
   end
   -- First what foreign data could refuse.
+  notice(target, now)
   redis.call('ZADD', PLACES[job.state] .. target, job.score, id)
   redis.call('ZREM', PLACES[job.state] .. job.queue, id)
   rewrite(id, job.queue)

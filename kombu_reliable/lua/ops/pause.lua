@@ -19,8 +19,8 @@ local queue, paused = ARGV[2], ARGV[3] == '1'
 local changed = set_paused(queue, paused)
 if paused then
   redis.call('DEL', WAKE .. queue)
-elseif redis.call('EXISTS', READY .. queue, DELAYED .. queue, TICKETS .. queue) > 0 then
-  -- Also for what is only delayed: nobody may be watching the clock for it.
+elseif redis.call('EXISTS', READY .. queue, DELAYED .. queue, THROTTLED .. queue) > 0 then
+  -- Also for what cannot start yet: nobody may be watching the clock for it.
   arm(queue)
 end
 return changed

@@ -11,24 +11,25 @@
 --       Of a single message it comes without an array around it, which would cost as much as
 --       storing the message.
 -- Cost  O(log n) per message; at most 200 messages a call
--- @defer publishing: publish_all
 local stamp, lane, number, id, queue, rank, due, tail = unpack(ARGV)
 local meta = redis.call('HMGET', META, 'v', 'paused')
-if #ARGV > 8 or due ~= '0' or meta[1] ~= LAYOUT or meta[2] or number % 64 == 0 then
-  return publish_all(meta)
+local known
+if #ARGV <= 8 and due == '0' and meta[1] == LAYOUT and not meta[2] and number % 64 > 0 then
+  -- This write may grow, so a full server refuses here, before anything is stored.
+  if redis.call('ZADD', PRODUCERS, 'GT', 'CH', number, lane) == 0 then
+    return ''
+  end
+  if stamp == '' then
+    local time = redis.call('TIME')
+    stamp = time[1] .. string.sub('00000' .. time[2], -6, -4)
+  end
+  if redis.call('SET', JOB .. id, '-' .. rank .. stamp .. tail, 'NX') then
+    local at = redis.call('HINCRBY', META, 'seq', 1) - rank * 35184372088832 -- as in lib/place.lua
+    redis.call('ZADD', READY .. queue, at, id)
+    redis.call('ZADD', WAKE .. queue, 0, '1')
+    return id
+  end
+  known = 0
 end
--- This write may grow, so a full server refuses here, before anything is stored.
-if redis.call('ZADD', PRODUCERS, 'GT', 'CH', number, lane) == 0 then
-  return ''
-end
-if stamp == '' then
-  local time = redis.call('TIME')
-  stamp = time[1] .. string.sub('00000' .. time[2], -6, -4)
-end
-if not redis.call('SET', JOB .. id, '-' .. rank .. stamp .. tail, 'NX') then
-  return publish_all(meta, 0)
-end
-local at = redis.call('HINCRBY', META, 'seq', 1) - rank * 35184372088832 -- as in lib/place.lua
-redis.call('ZADD', READY .. queue, at, id)
-redis.call('ZADD', WAKE .. queue, 0, '1')
-return id
+-- @defer publishing: publish_all
+return publish_all(meta, known)
