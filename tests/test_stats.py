@@ -262,8 +262,9 @@ def test_calls_are_short(server: Server, database: int) -> None:
         client.config_resetstat()
         counting.hand_over(store)
         calls = client.info('commandstats')['cmdstat_evalsha']['calls']
-        # A virtual machine may lose its processor for some milliseconds.
-        assert len(client.slowlog_get()) <= calls // 20
+        slow = [one for one in client.slowlog_get(1000) if one['command'].startswith(b'EVALSHA')]
+        # A machine may lose its processor; what is slow by itself is slow nearly each time.
+        assert 2 * len(slow) < calls
         found = store.stats.read([store.stats.today()])
         assert sum(one.run.count for one in found) == 100_000
 
