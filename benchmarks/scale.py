@@ -26,7 +26,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from operator import truediv
 from typing import Any
 
@@ -78,11 +78,11 @@ class Filler:
     sent: int = 0
 
     def messages(self, count: int) -> Iterator[Outgoing]:
-        models = [replace(typical_message(n), queue=self.queue) for n in range(PUBLISH_LIMIT)]
+        models = [typical_message(n)._replace(queue=self.queue) for n in range(PUBLISH_LIMIT)]
         for number in range(count):
             due = f'+{3_600_000 + number}' if self.delayed else '0'
             model = models[number % len(models)]
-            yield replace(model, id=secrets.token_urlsafe(16), due=due)
+            yield model._replace(id=secrets.token_urlsafe(16), due=due)
 
     def fill(self, count: int) -> None:
         self.lane = secrets.token_urlsafe(9)
@@ -126,7 +126,7 @@ class Probe:
         store, lane = self.store, secrets.token_urlsafe(9)
         operations = store.operations
         due = f'+{AHEAD * 1000:.0f}' if self.delayed else '0'
-        models = [replace(typical_message(n), queue=self.queue, due=due) for n in range(TASKS)]
+        models = [typical_message(n)._replace(queue=self.queue, due=due) for n in range(TASKS)]
         figures = {}
         self._reset()
         for number, message in enumerate(models, 1):

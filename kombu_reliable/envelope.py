@@ -9,24 +9,35 @@ from __future__ import annotations
 import binascii
 import zlib
 from base64 import urlsafe_b64decode
+from collections import deque
 from typing import Any
 
 from kombu.utils.json import JSONEncoder, loads
 
 from kombu_reliable.errors import ReliableError
 
-__all__ = ('CorruptEnvelope', 'due_of', 'pack_id', 'seal', 'unpack_id', 'unseal', 'with_due')
+__all__ = (
+    'CorruptEnvelope',
+    'due_of',
+    'pack_id',
+    'prepare_to_seal',
+    'seal',
+    'unpack_id',
+    'unseal',
+    'with_due',
+)
 
 #: A larger body is stored as it is: it repeats nothing of the dictionary, and users who
 #: want large bodies compressed tell kombu so.
 _DEFLATE_UP_TO = 16_384
 _WINDOW = -15
-_DEFLATED, _PLAIN = b'1', b'2'
+_DEFLATED, _PLAIN = b'3', b'2'
 #: In front of a message that was published with a delay stands when it is due.
 _DUE, _DUE_END = b'@', b';'
 
-_DICTIONARY = (
-    b'"expiration":"compression":"application/data","binary"'
+#: By kind; the first is read only.
+_DICTIONARIES = {
+    b'1': b'"expiration":"compression":"application/data","binary"'
     b'"application/x-python-serialize","application/json","utf-8",'
     b'{"lang":"py","task":"proj.tasks.","id":"","shadow":null,"eta":null,"expires":null,'
     b'"group":null,"group_index":null,"retries":0,"timelimit":[null,null],"root_id":"'
@@ -34,17 +45,34 @@ _DICTIONARY = (
     b'"ignore_result":false,"replaced_task_nesting":0,"stamped_headers":null,"stamps":{}},'
     b'{"correlation_id":"","reply_to":"","delivery_mode":2,"delivery_info":'
     b'{"exchange":"","routing_key":"celery"},"priority":0}]\n'
-    b'[[], {}, {"callbacks": null, "errbacks": null, "chain": null, "chord": null}]'
-)
+    b'[[], {}, {"callbacks": null, "errbacks": null, "chain": null, "chord": null}]',
+    _DEFLATED: b'"expiration":"compression":"application/data","binary"'
+    b'"application/x-python-serialize","lang":"py","task":"id":"shadow":null,"eta":null,'
+    b'"expires":null,"group":null,"group_index":null,"retries":0,"timelimit":[null,null],'
+    b'"root_id":"parent_id":null,"argsrepr":"kwargsrepr":"{}","origin":"gen'
+    b'"ignore_result":true,"replaced_task_nesting":0,"stamped_headers":null,"stamps":{}},'
+    b'"subtask_type": null, "immutable": false}{"task": "kwargs": {}, "options": {"task_id": "'
+    b'", "reply_to": "", "group_id": "'
+    b'["application/json","utf-8",["py","proj.tasks.","",null,null,null,null,null,0,[null,null],"'
+    b'",null,"()","{}","gen1234@localhost",false,0,null,{}],'
+    b'{"correlation_id":"","reply_to":"","delivery_mode":2,"priority":0}]\n'
+    b'[[], {}, {"callbacks": null, "errbacks": null, "chain": null, "chord": null}]',
+}
 
 #: Has read the dictionary; what seals a message is a copy of it.  It is small, because copying and
 #: clearing what zlib takes by default would cost more than packing a message.
-_READY = zlib.compressobj(3, zlib.DEFLATED, -12, 5, zlib.Z_DEFAULT_STRATEGY, _DICTIONARY)
+_READY = zlib.compressobj(
+    3, zlib.DEFLATED, -12, 5, zlib.Z_DEFAULT_STRATEGY, _DICTIONARIES[_DEFLATED]
+)
+
+#: Copies that were made in advance.
+_copies: deque[zlib._Compress] = deque()
 
 _URL_SAFE = bytes.maketrans(b'+/', b'-_')
 
-#: Encodes as kombu does; made once.
-_to_json = JSONEncoder(separators=(',', ':')).encode
+#: Encodes as kombu does; made once.  What contains itself is too deep, and found without a list
+#: of all that was met.
+_to_json = JSONEncoder(separators=(',', ':'), check_circular=False).encode
 
 
 class CorruptEnvelope(ReliableError, ValueError):
@@ -91,6 +119,19 @@ def unpack_id(key: str) -> str:
     return _uuid_text(packed) if len(packed) == 16 else key
 
 
+def prepare_to_seal() -> None:
+    """Does what the next message needs whatever it says; for moments in which one waits anyway."""
+    if not _copies:
+        _copies.append(_READY.copy())
+
+
+def _deflater() -> zlib._Compress:
+    try:
+        return _copies.pop()
+    except IndexError:
+        return _READY.copy()
+
+
 def seal(head: Any, body: bytes) -> bytes:
     """Packs a message.
 
@@ -101,7 +142,7 @@ def seal(head: Any, body: bytes) -> bytes:
     text = _to_json(head).encode()
     if len(body) > _DEFLATE_UP_TO:
         return b'%b%d %d\n%b%b' % (_PLAIN, len(text), len(body), text, body)
-    deflate = _READY.copy()
+    deflate = _deflater()
     return _DEFLATED + deflate.compress(text + b'\n' + body) + deflate.flush()
 
 
@@ -136,8 +177,8 @@ def _split(envelope: bytes) -> tuple[bytes, bytes]:
     if kind == _DUE:
         envelope = rest.partition(_DUE_END)[2]
         kind, rest = envelope[:1], envelope[1:]
-    if kind == _DEFLATED:
-        inflate = zlib.decompressobj(_WINDOW, _DICTIONARY)
+    if kind in _DICTIONARIES:
+        inflate = zlib.decompressobj(_WINDOW, _DICTIONARIES[kind])
         text, _, body = inflate.decompress(rest).partition(b'\n')
         if not inflate.eof:
             raise ValueError('it is cut short')

@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from importlib.resources import files
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import redis.exceptions
 
@@ -67,8 +67,7 @@ class Script:
     sha: str
 
 
-@dataclass(frozen=True, slots=True)
-class Call(Generic[T]):
+class Call(NamedTuple, Generic[T]):
     """One call of a script: the command to send and how to read its reply.
 
     Blocking and event-driven code send the same calls, so an operation's encoding exists once.

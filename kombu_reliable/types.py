@@ -153,8 +153,7 @@ class Marks:
 _PLAIN = (None,) * 5
 
 
-@dataclass(frozen=True, slots=True)
-class Outgoing:
+class Outgoing(NamedTuple):
     """A message on its way in.
 
     Args:

@@ -7,7 +7,7 @@ It still opens the connections, introduces itself, and names the errors.
 from __future__ import annotations
 
 import ssl
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import redis.exceptions
@@ -31,6 +31,9 @@ _parser: Any = DefaultParser
 
 _BULK, _NUMBER, _ARRAY, _TEXT, _ERROR = b'$:*+-'
 
+#: What stands in front of a word, by its length; most are short.
+_SHORT = tuple(b'$%d\r\n' % length for length in range(256))
+
 
 def pack(words: Iterable[Argument], beginning: tuple[int, bytes] = (0, b'')) -> bytes:
     """Encodes one command.
@@ -49,11 +52,12 @@ def pack(words: Iterable[Argument], beginning: tuple[int, bytes] = (0, b'')) -> 
 
 def packed_words(words: Iterable[Argument]) -> tuple[int, bytes]:
     """A part of a command: how many words, and these encoded."""
-    parts = []
+    parts: list[bytes] = []
     for word in words:
         encoded = word if type(word) is bytes else str(word).encode()
-        parts.append(b'$%d\r\n%b\r\n' % (len(encoded), encoded))
-    return len(parts), b''.join(parts)
+        length = len(encoded)
+        parts += (_SHORT[length] if length < 256 else b'$%d\r\n' % length, encoded, b'\r\n')
+    return len(parts) // 3, b''.join(parts)
 
 
 class _Incomplete(Exception):
@@ -145,13 +149,19 @@ def _read(data: bytes, at: int) -> tuple[Any, int]:
     raise redis.exceptions.InvalidResponse(f'no reply begins with {chr(kind)!r}')
 
 
-def exchange(connection: AbstractConnection, packed: bytes, count: int) -> list[Any]:
+def exchange(
+    connection: AbstractConnection,
+    packed: bytes,
+    count: int,
+    meanwhile: Callable[[], None] | None = None,
+) -> list[Any]:
     """Sends commands and waits for their replies.
 
     Args:
         connection: of redis-py; nothing else is under way on it.
         packed: the commands.
         count: how many they are.
+        meanwhile: what to do while the server works.
 
     Returns:
         The replies; error replies as exception objects.
@@ -161,6 +171,8 @@ def exchange(connection: AbstractConnection, packed: bytes, count: int) -> list[
         redis.exceptions.TimeoutError: no answer came within the socket's timeout.
     """
     connection.send_packed_command([packed], check_health=False)  # type: ignore[no-untyped-call]
+    if meanwhile is not None:
+        meanwhile()
     sock: Any = connection._sock
     if not hasattr(sock, 'recv'):  # fakeredis
         return [_read_simulated(connection) for _ in range(count)]

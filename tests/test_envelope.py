@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import base64
 import uuid
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
 
 import pytest
+from celery import Celery
 from hypothesis import given
 from hypothesis import strategies as st
+from kombu.serialization import dumps
 
-from kombu_reliable.envelope import CorruptEnvelope, pack_id, seal, unseal
+from kombu_reliable.envelope import CorruptEnvelope, pack_id, prepare_to_seal, seal, unseal
+from kombu_reliable.transport.messages import envelope, open_envelope
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(),
@@ -52,23 +56,63 @@ def test_a_damaged_envelope_is_a_clear_error() -> None:
             unseal(damaged)
 
 
-def test_a_celery_message_takes_few_bytes() -> None:
+def test_what_an_earlier_version_has_sealed_is_read() -> None:
+    sealed = 'MYumIKkkpqTAUosBFOiCaF0TEGEBImDiQNoQ6BMsoUacTpCvDXUUjGA+r40FAA=='
+    task_id = '00000000-0000-4000-8000-000000000001'
+    headers = {'lang': 'py', 'task': 'proj.tasks.add', 'id': task_id}
+    head = ['application/json', 'utf-8', headers, {'correlation_id': task_id}]
+    assert unseal(base64.b64decode(sealed)) == (head, b'[[1, 2], {}, {}]')
+
+
+def test_a_message_that_was_prepared_for_is_as_any_other() -> None:
+    plain = [seal(['head'], b'body') for _ in range(2)]
+    prepare_to_seal()
+    prepare_to_seal()
+    assert [seal(['head'], b'body') for _ in range(3)] == [plain[0], *plain]
+
+
+def test_headers_that_contain_themselves_are_a_clear_error() -> None:
+    headers: dict[str, Any] = {}
+    headers['self'] = headers
+    with pytest.raises(RecursionError, match='JSON'):
+        seal(headers, b'')
+
+
+def celery_message() -> dict[str, Any]:
+    """As Celery and kombu make it."""
+    app = Celery(set_as_current=False)
     task_id = str(uuid.uuid4())
-    head = [
-        'application/json', 'utf-8',
-        {
-            'lang': 'py', 'task': 'proj.tasks.add', 'id': task_id, 'shadow': None, 'eta': None,
-            'expires': None, 'group': None, 'group_index': None, 'retries': 0,
-            'timelimit': [None, None], 'root_id': task_id, 'parent_id': None,
-            'argsrepr': '(1, 2)', 'kwargsrepr': '{}', 'origin': 'gen9@host',
-            'ignore_result': False, 'replaced_task_nesting': 0, 'stamped_headers': None,
-            'stamps': {},
-        },
-        {'correlation_id': task_id, 'reply_to': str(uuid.uuid4()), 'delivery_mode': 2,
-         'priority': 0},
-    ]  # fmt: skip
-    body = b'[[1, 2], {}, {"callbacks": null, "errbacks": null, "chain": null, "chord": null}]'
-    assert len(seal(head, body)) < 150
+    made = app.amqp.as_task_v2(task_id, 'proj.tasks.add', (1, 2), reply_to=str(uuid.uuid4()))
+    _, _, body = dumps(made.body)
+    properties = {**made.properties, 'delivery_mode': 2, 'priority': 0}
+    return {
+        'body': body, 'content-type': 'application/json', 'content-encoding': 'utf-8',
+        'headers': made.headers, 'properties': properties,
+    }  # fmt: skip
+
+
+def test_a_celery_message_takes_few_bytes() -> None:
+    message = celery_message()
+    sealed = envelope(message, message['headers'], 'celery', '', 'celery')
+    assert len(sealed) < 145
+    assert isinstance(unseal(sealed)[0][2], list)
+
+
+def test_other_headers_come_back_with_their_names() -> None:
+    headers = celery_message()['headers']
+    reordered = dict(reversed(headers.items()))
+    fewer = {name: value for name, value in headers.items() if name != 'stamps'}
+    for one in (headers, {**headers, 'mine': [1]}, reordered, fewer, {}):
+        message = {**celery_message(), 'headers': one}
+        sealed = envelope(message, one, 'celery', '', 'celery')
+        found = open_envelope(sealed, 'celery', 'tag', 1)['headers']
+        assert list(found.items()) == [*one.items(), ('x-delivery-count', 1)]
+
+
+def test_a_list_of_headers_that_is_none_of_ours_is_corrupt() -> None:
+    sealed = seal(['application/json', 'utf-8', ['py', 'task'], {}], b'')
+    with pytest.raises(CorruptEnvelope):
+        open_envelope(sealed, 'celery', 'tag', 1)
 
 
 @given(st.uuids())

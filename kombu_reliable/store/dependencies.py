@@ -49,7 +49,7 @@ def in_parts(message: Outgoing, mark: str) -> tuple[Outgoing, list[Dependencies]
     within = (*(first.within or (0,) * len(first.on)), PUBLISH_TIME)
     after = (*first.after, ()) if first.after else ()
     first = replace(first, on=(*first.on, mark), within=within, after=after)
-    return replace(message, depends=first), others
+    return message._replace(depends=first), others
 
 
 def calls_for_parts(

@@ -117,12 +117,18 @@ class Store:
         """
         return self.run_all([call])[0]
 
-    def run_all(self, calls: Sequence[Call[T]]) -> list[T]:
+    def run_all(
+        self, calls: Sequence[Call[T]], meanwhile: Callable[[], None] | None = None
+    ) -> list[T]:
         """Sends calls in one round trip and returns their values.
 
         Only calls that the server did not know are sent again: a second claim would lease more.
+
+        Args:
+            calls: what to send.
+            meanwhile: what to do while the server works.
         """
-        replies = self._send(calls)
+        replies = self._exchange([call.packed() for call in calls], meanwhile)
         for reply in replies:
             if isinstance(reply, redis.exceptions.ResponseError):
                 self._mend(calls, replies)
@@ -156,15 +162,14 @@ class Store:
         except (redis.exceptions.ConnectionError, redis.exceptions.TimeoutError, OSError):
             return self.run(call)
 
-    def _send(self, calls: Sequence[Call[Any]]) -> list[Any]:
-        return self._exchange([call.packed() for call in calls])
-
-    def _exchange(self, commands: Sequence[bytes]) -> list[Any]:
+    def _exchange(
+        self, commands: Sequence[bytes], meanwhile: Callable[[], None] | None = None
+    ) -> list[Any]:
         if not commands:
             return []
         connection = self._connections.take()
         try:
-            replies = exchange(connection, b''.join(commands), len(commands))
+            replies = exchange(connection, b''.join(commands), len(commands), meanwhile)
         except BaseException:
             self._connections.give_back_broken(connection)
             raise

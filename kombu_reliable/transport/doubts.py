@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from kombu_reliable.transport.lanes import Nonce
 from kombu_reliable.types import Broadcast, Outgoing
 
-__all__ = ('is_settled', 'keep_in_doubt', 'number_in_doubt')
+__all__ = ('keep_in_doubt', 'take_number_in_doubt')
 
 #: The last ones that each thread remembers.
 KEPT = 64
@@ -54,18 +54,15 @@ def keep_in_doubt(items: Sequence[Outgoing | Broadcast], nonce: Nonce) -> None:
             _doubts.kept.popitem(last=False)
 
 
-def number_in_doubt(items: Sequence[Outgoing | Broadcast]) -> Nonce | None:
-    """The number under which this thread has tried to publish exactly these, if it has failed."""
+def take_number_in_doubt(items: Sequence[Outgoing | Broadcast]) -> Nonce | None:
+    """The number under which this thread has tried to publish exactly these, if it has failed.
+
+    It is forgotten, as if the server had answered: whoever fails again keeps it again.
+    """
     if not _doubts.kept:
         return None
-    found = _doubts.kept.get(_key(items) or ())
-    return found[1] if found is not None and found[0] == _digest(items) else None
-
-
-def is_settled(items: Sequence[Outgoing | Broadcast]) -> None:
-    """The server has answered: whoever sends them once more means to."""
-    if _doubts.kept:
-        _doubts.kept.pop(_key(items) or (), None)
+    digest, nonce = _doubts.kept.pop(_key(items) or (), (b'', None))
+    return nonce if nonce is not None and digest == _digest(items) else None
 
 
 def _key(items: Sequence[Outgoing | Broadcast]) -> _Key | None:

@@ -99,8 +99,9 @@ class Endpoint:
     @property
     def must_not_wait(self) -> bool:
         """Whether the caller is the event loop, on which all tasks of a worker depend."""
+        loop = self._loop_thread
         # A forked child has its parent's thread numbers, but not its duties.
-        return self._loop_thread == (os.getpid(), threading.get_ident())
+        return loop is not None and loop == (os.getpid(), threading.get_ident())
 
     def verify(self) -> None:
         """Connects and makes sure that this server and its data can be used.

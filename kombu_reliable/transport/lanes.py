@@ -15,17 +15,17 @@ import threading
 import time
 from collections import deque
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 __all__ = ('Nonce', 'abandon_lane', 'next_nonce')
 
 
-@dataclass(frozen=True, slots=True)
-class Nonce:
-    """The numbers ``first`` to ``first + count - 1`` of a lane."""
+class Nonce(NamedTuple):
+    """The numbers ``first`` to ``first + size - 1`` of a lane."""
 
     lane: str
     first: int
-    count: int
+    size: int
 
 
 @dataclass(slots=True)

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator, MutableMapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from kombu_reliable.envelope import unpack_id
+from kombu_reliable.envelope import prepare_to_seal, unpack_id
 from kombu_reliable.errors import DuplicateJob, Fenced
 from kombu_reliable.scripts import Call
 from kombu_reliable.store import Operations, Store
@@ -19,7 +19,7 @@ from kombu_reliable.store.operations import (
     REFUSED,
     SKIPPED,
 )
-from kombu_reliable.transport.doubts import is_settled, keep_in_doubt, number_in_doubt
+from kombu_reliable.transport.doubts import keep_in_doubt, take_number_in_doubt
 from kombu_reliable.transport.lanes import Nonce, abandon_lane, next_nonce
 from kombu_reliable.transport.line import LOST
 from kombu_reliable.transport.messages import NONCE
@@ -68,15 +68,14 @@ def publish(store: Store, memory: MutableMapping[str, Any], items: Sequence[Item
         ServerFull: the server has no memory left.
         NotConfirmed: it is stored, but not as safe as the options ask for.
     """
+    doubtful = take_number_in_doubt(items)
     nonce = memory.get(NONCE)
-    if nonce is None or nonce.count != len(items):
-        nonce = memory[NONCE] = number_in_doubt(items) or next_nonce(len(items))
+    if nonce is None or nonce.size != len(items):
+        nonce = memory[NONCE] = doubtful or next_nonce(len(items))
+    replies: list[Any] = []
     try:
-        replies = [
-            reply
-            for calls in _rounds(store.operations, nonce, items)
-            for reply in store.run_all(calls)
-        ]
+        for calls in _rounds(store.operations, nonce, items):
+            replies += store.run_all(calls, prepare_to_seal)
         store.confirm()
     except BaseException:
         # It may be repeated, but other publishes of this thread may come first.
@@ -85,7 +84,6 @@ def publish(store: Store, memory: MutableMapping[str, Any], items: Sequence[Item
         raise
     # Whoever sends the same message once more on purpose gets a number of its own.
     del memory[NONCE]
-    is_settled(items)
     skipped: str | None = None
     for reply in replies:
         if reply == -1:

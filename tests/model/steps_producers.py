@@ -90,11 +90,11 @@ plain = st.builds(
     Outgoing, id=ids, queue=queues, rank=ranks, due=dues,
     envelope=st.sampled_from((b'1', b'two')),
 )  # fmt: skip
-at_once = plain.map(lambda one: [replace(one, due='0')])
+at_once = plain.map(lambda one: [one._replace(due='0')])
 batches = at_once | st.lists(plain, min_size=1, max_size=3)
 #: Most have one feature, some have several.
 featured = st.builds(
-    replace,
+    Outgoing._replace,
     plain,
     depends=st.none() | dependencies,
     lane=st.none() | lane_texts,
@@ -110,7 +110,7 @@ def room(machine: Machine) -> bool:
 def run_of(delivery: Delivery, one: Outgoing) -> Outgoing:
     """The next run of a delivered job."""
     job = delivery.id.rpartition('~')[2]
-    return replace(one, id=job, run=(delivery.token, delivery.id))
+    return one._replace(id=job, run=(delivery.token, delivery.id))
 
 
 class Producers(Machine):
@@ -129,7 +129,7 @@ class Producers(Machine):
     @precondition(room)
     @rule(lane=lanes, message=plain, depends=dependencies)
     def publish_dependent(self, lane: str, message: Outgoing, depends: Dependencies) -> None:
-        self.publish_next(lane, [replace(message, depends=depends)])
+        self.publish_next(lane, [message._replace(depends=depends)])
 
     @precondition(room)
     @rule(
@@ -139,7 +139,7 @@ class Producers(Machine):
         self, lane: str, message: Outgoing, text: str, count: int, now: bool
     ) -> None:
         due = '0' if now else message.due
-        self.publish_next(lane, [replace(message, lane=text, due=due)] * count)
+        self.publish_next(lane, [message._replace(lane=text, due=due)] * count)
 
     @precondition(room)
     @rule(
@@ -165,12 +165,12 @@ class Producers(Machine):
     @precondition(room)
     @rule(lane=lanes, message=plain, unique=uniques)
     def publish_unique(self, lane: str, message: Outgoing, unique: Unique) -> None:
-        self.publish_next(lane, [replace(message, unique=unique)])
+        self.publish_next(lane, [message._replace(unique=unique)])
 
     @precondition(room)
     @rule(lane=lanes, message=plain, marks=marks)
     def publish_marked(self, lane: str, message: Outgoing, marks: Marks) -> None:
-        self.publish_next(lane, [replace(message, marks=marks)])
+        self.publish_next(lane, [message._replace(marks=marks)])
 
     @precondition(lambda self: self.calls)
     @rule(lane=lanes, more=st.just([]) | batches)
