@@ -90,7 +90,9 @@ class Call(NamedTuple, Generic[T]):
 
     def packed(self) -> bytes:
         """The command as it goes over the wire."""
-        return pack((self.now, *self.args), _beginning(self.script.sha, self.meta))
+        head, beginning = _beginning(self.script.sha, self.meta)
+        count, words = packed_words((self.now, *self.args))
+        return b'*%d\r\n%b%b' % (head + count, beginning, words)
 
     def introduced(self) -> bytes:
         """The same with the script itself, for a server that does not know it yet."""

@@ -176,17 +176,26 @@ def exchange(
     sock: Any = connection._sock
     if not hasattr(sock, 'recv'):  # fakeredis
         return [_read_simulated(connection) for _ in range(count)]
-    arrived = Replies(receive(sock))
+    data, at = receive(sock), 0
     replies: list[Any] = []
     while len(replies) < count:
-        reply = arrived.take()
-        if reply is NOTHING:
-            arrived.feed(receive(sock))
-        elif isinstance(reply, redis.exceptions.ConnectionError):
+        try:
+            reply, at = _read(data, at)
+        except _Incomplete as incomplete:
+            data, at = _more(sock, data[at:], incomplete.end - at), 0
+            continue
+        if isinstance(reply, redis.exceptions.ConnectionError):
             raise reply
-        else:
-            replies.append(reply)
+        replies.append(reply)
     return replies
+
+
+def _more(sock: Any, data: bytes, needed: int) -> bytes:
+    """``data`` and what has to arrive behind it until there are ``needed`` bytes."""
+    chunks = [data]
+    while (needed := needed - len(chunks[-1])) > 0:
+        chunks.append(receive(sock))
+    return b''.join(chunks)
 
 
 def receive(sock: Any) -> bytes:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+from itertools import cycle
 from typing import Any
 
 import pytest
@@ -9,7 +11,7 @@ import redis.exceptions
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kombu_reliable.wire import NOTHING, Replies, pack
+from kombu_reliable.wire import NOTHING, Replies, exchange, pack
 
 Reply = Any
 
@@ -39,18 +41,53 @@ values = st.recursive(
 )
 
 
-@given(st.lists(values, max_size=6), st.lists(st.integers(1, 30), min_size=1))
-def test_replies_arrive_whole_however_they_are_cut(sent: list[Reply], cuts: list[int]) -> None:
-    stream = b''.join(map(encoded, sent))
-    replies, received, turn = Replies(), [], 0
+def pieces(sent: list[Reply], cuts: list[int]) -> Iterator[bytes]:
+    stream, lengths = b''.join(map(encoded, sent)), cycle(cuts)
     while stream:
-        length = cuts[turn % len(cuts)]
-        turn += 1
-        replies.feed(stream[:length])
+        length = next(lengths)
+        yield stream[:length]
         stream = stream[length:]
+
+
+class Answering:
+    """A connection whose server answers in pieces, and then hangs up."""
+
+    def __init__(self, arriving: Iterable[bytes]) -> None:
+        self._arriving = iter(arriving)
+        self._sock = self
+        self.sent: list[bytes] = []
+
+    def send_packed_command(self, packed: list[bytes], check_health: bool) -> None:
+        self.sent += packed
+
+    def recv(self, most: int) -> bytes:
+        return next(self._arriving, b'')
+
+
+some = st.lists(values, max_size=6)
+cuts = st.lists(st.integers(1, 30), min_size=1)
+
+
+@given(some, cuts)
+def test_replies_arrive_whole_however_they_are_cut(sent: list[Reply], cuts: list[int]) -> None:
+    replies, received = Replies(), []
+    for piece in pieces(sent, cuts):
+        replies.feed(piece)
         received += all_of(replies)
     assert received == sent
     assert replies.take() is NOTHING
+
+
+@given(some.filter(bool), cuts)
+def test_an_exchange_waits_for_whole_replies(sent: list[Reply], cuts: list[int]) -> None:
+    connection: Any = Answering(pieces(sent, cuts))
+    begun: list[bytes] = []
+    found = exchange(connection, b'asked', len(sent), lambda: begun.extend(connection.sent))
+    assert found == sent
+    assert begun == [b'asked'], 'what is done meanwhile delays no request'
+    connection = Answering([*pieces(sent, cuts)][:-1])
+    with pytest.raises(redis.exceptions.ConnectionError):
+        exchange(connection, b'asked', len(sent))
 
 
 def test_the_forms_that_values_do_not_show() -> None:
