@@ -7,7 +7,6 @@ that calls a script notes itself, so that the very same call can be sent again a
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any
 
 import redis
@@ -113,7 +112,7 @@ class Machine(RuleBasedStateMachine):
 
     def publish_next(self, lane: str, batch: Sequence[Outgoing]) -> tuple[str, ...]:
         absolute = str(self.now + 400)
-        batch = [replace(one, due=absolute) if one.due == 'absolute' else one for one in batch]
+        batch = [one._replace(due=absolute) if one.due == 'absolute' else one for one in batch]
         first, last = self.calls.get(lane, (0, []))
         self.calls[lane] = first + len(last), list(batch)
         return self.publish(lane, first + len(last), batch)
@@ -196,7 +195,7 @@ class Machine(RuleBasedStateMachine):
 
     def ask(self, call: Any, expect: Callable[[], Any]) -> Any:
         """A call that answers a number or a flag."""
-        call = replace(call, now=str(self.now))
+        call = call._replace(now=str(self.now))
         answer = self.run(call, lambda: self.ask(call, expect))
         self.world.arrivals.begin_call()
         assert answer == expect()
