@@ -149,10 +149,6 @@ class Marks:
         return found
 
 
-#: What the most messages have of what only some have.
-_PLAIN = (None,) * 5
-
-
 class Outgoing(NamedTuple):
     """A message on its way in.
 
@@ -183,10 +179,14 @@ class Outgoing(NamedTuple):
     marks: Marks | None = None
 
     @property
+    def is_plain(self) -> bool:
+        """Whether it has nothing that only some messages have."""
+        return not (self.run or self.depends or self.lane or self.unique or self.marks)
+
+    @property
     def features(self) -> str:
         """What only some messages have, as the JSON that the script reads; ``''`` for none."""
-        parts = (self.run, self.depends, self.unique, self.marks, self.lane or None)
-        if parts == _PLAIN:
+        if self.is_plain:
             return ''
         found: dict[str, Any] = {}
         if self.run is not None:

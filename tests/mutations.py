@@ -92,8 +92,8 @@ MUTATIONS = (
     ),
     # -- publishing -----------------------------------------------------------------------------
     Mutation(
-        'ops/publish', "if redis.call('ZADD', PRODUCERS, 'GT', 'CH', number, lane) == 0 then",
-        "if redis.call('ZADD', PRODUCERS, 'GT', 'CH', number, lane) < 0 then",
+        'ops/publish', "if call('ZADD', PRODUCERS, 'GT', 'CH', number, lane) == 0 then",
+        "if call('ZADD', PRODUCERS, 'GT', 'CH', number, lane) < 0 then",
         'a repeated publish of one message is stored twice',
     ),
     Mutation(
@@ -128,9 +128,9 @@ MUTATIONS = (
     ),
     Mutation(
         'ops/publish',
-        "local at = redis.call('HINCRBY', META, 'seq', 1)"
+        "local at = call('HINCRBY', META, 'seq', 1)"
         ' - rank * 35184372088832 -- as in lib/place.lua',
-        "local at = redis.call('HINCRBY', META, 'seq', 1)",
+        "local at = call('HINCRBY', META, 'seq', 1)",
         'priorities of single messages mean nothing',
     ),
     Mutation(
@@ -147,7 +147,7 @@ MUTATIONS = (
     ),
     # -- wake markers and alarms ----------------------------------------------------------------
     Mutation(
-        'ops/publish', "redis.call('ZADD', WAKE .. queue, 0, '1')",
+        'ops/publish', "call('ZADD', WAKE .. queue, 0, '1')",
         NOTHING, 'a publish wakes nobody',
     ),
     Mutation('ops/claim', 'arm(queue)', NOTHING, 'a claim that leaves work wakes nobody'),

@@ -163,14 +163,15 @@ class Operations:
     def publish(self, lane: str, first: int, messages: Sequence[Outgoing]) -> Call[tuple[str, ...]]:
         """Stores messages; the value is the key of each, ``''`` if it was stored before,
         or one of :data:`REFUSED` and those below it."""
-        features = [one.features for one in messages]
-        featured = any(features)
+        name, fields = 'publish', _fields
+        for one in messages:
+            if not one.is_plain:
+                name, fields = 'publish_featured', featured_fields
+                break
         args: list[Argument] = [lane, first]
-        for one, its_features in zip(messages, features, strict=True):
-            args += _fields(one)
-            if featured:
-                args.append(its_features)
-        return self._call('publish_featured' if featured else 'publish', _texts, *args)
+        for one in messages:
+            args += fields(one)
+        return self._call(name, _texts, *args)
 
     def claim(
         self,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, MutableMapping, Sequence
+from collections.abc import Iterable, Iterator, MutableMapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from kombu_reliable.envelope import prepare_to_seal, unpack_id
@@ -120,11 +120,17 @@ def _duplicate(holder: str, items: Sequence[Item]) -> DuplicateJob:
 
 def _rounds(
     operations: Operations, nonce: Nonce, items: Sequence[Item]
-) -> Iterator[list[Call[Any]]]:
-    """What goes out in one round trip each.
+) -> Iterable[list[Call[Any]]]:
+    """What goes out in one round trip each; nearly always that is a single message."""
+    if len(items) == 1 and isinstance(items[0], Outgoing) and items[0].depends is None:
+        return ([operations.publish(nonce.lane, nonce.first, items)],)  # type: ignore[arg-type]
+    return _many_rounds(operations, nonce, items)
 
-    One of several calls can fail alone, so each numbers its messages in a lane of its own.
-    """
+
+def _many_rounds(
+    operations: Operations, nonce: Nonce, items: Sequence[Item]
+) -> Iterator[list[Call[Any]]]:
+    """One of several calls can fail alone, so each numbers its messages in a lane of its own."""
     calls: list[Call[Any]] = []
     at = lanes = 0
     while at < len(items):

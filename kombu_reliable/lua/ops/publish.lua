@@ -12,21 +12,22 @@
 --       storing the message.
 -- Cost  O(log n) per message; at most 200 messages a call
 local stamp, lane, number, id, queue, rank, due, tail = unpack(ARGV)
-local meta = redis.call('HMGET', META, 'v', 'paused')
+local call = redis.call -- looked up once
+local meta = call('HMGET', META, 'v', 'paused')
 local known
 if #ARGV <= 8 and due == '0' and meta[1] == LAYOUT and not meta[2] and number % 64 > 0 then
   -- This write may grow, so a full server refuses here, before anything is stored.
-  if redis.call('ZADD', PRODUCERS, 'GT', 'CH', number, lane) == 0 then
+  if call('ZADD', PRODUCERS, 'GT', 'CH', number, lane) == 0 then
     return ''
   end
   if stamp == '' then
-    local time = redis.call('TIME')
+    local time = call('TIME')
     stamp = time[1] .. string.sub('00000' .. time[2], -6, -4)
   end
-  if redis.call('SET', JOB .. id, '-' .. rank .. stamp .. tail, 'NX') then
-    local at = redis.call('HINCRBY', META, 'seq', 1) - rank * 35184372088832 -- as in lib/place.lua
-    redis.call('ZADD', READY .. queue, at, id)
-    redis.call('ZADD', WAKE .. queue, 0, '1')
+  if call('SET', JOB .. id, '-' .. rank .. stamp .. tail, 'NX') then
+    local at = call('HINCRBY', META, 'seq', 1) - rank * 35184372088832 -- as in lib/place.lua
+    call('ZADD', READY .. queue, at, id)
+    call('ZADD', WAKE .. queue, 0, '1')
     return id
   end
   known = 0
