@@ -35,7 +35,7 @@ class Sizes:
     """How much is measured."""
 
     drain: int = 4_000
-    publish: int = 4_000
+    publish: int = 12_000
     batch: int = 1_000
     queued: int = 20_000
     latency: int = 300

@@ -7,6 +7,7 @@ dictionary.  The dictionaries are part of the data layout: never change one, add
 from __future__ import annotations
 
 import binascii
+import re
 import zlib
 from base64 import urlsafe_b64decode
 from collections import deque
@@ -68,6 +69,9 @@ _READY = zlib.compressobj(
 #: Copies that were made in advance.
 _copies: deque[zlib._Compress] = deque()
 
+#: A uuid in just the form to which it can be unpacked again.
+_UUID = re.compile('[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}').fullmatch
+
 _URL_SAFE = bytes.maketrans(b'+/', b'-_')
 
 #: Encodes as kombu does; made once.  What contains itself is too deep, and found without a list
@@ -86,14 +90,10 @@ def pack_id(identity: str) -> str:
         >>> pack_id('00000000-0000-0000-0000-000000000000')
         'AAAAAAAAAAAAAAAAAAAAAA'
     """
-    if len(identity) == 36:
-        try:
-            packed = binascii.unhexlify(identity.replace('-', ''))
-        except ValueError:
-            return f'={identity}'
-        if len(packed) == 16 and _uuid_text(packed) == identity:
-            return binascii.b2a_base64(packed, newline=False)[:22].translate(_URL_SAFE).decode()
-    return f'={identity}'
+    if not _UUID(identity):
+        return f'={identity}'
+    packed = binascii.unhexlify(identity.replace('-', ''))
+    return binascii.b2a_base64(packed, newline=False)[:22].translate(_URL_SAFE).decode()
 
 
 def _uuid_text(packed: bytes) -> str:
