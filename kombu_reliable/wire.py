@@ -7,7 +7,7 @@ It still opens the connections, introduces itself, and names the errors.
 from __future__ import annotations
 
 import ssl
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import redis.exceptions
@@ -149,19 +149,13 @@ def _read(data: bytes, at: int) -> tuple[Any, int]:
     raise redis.exceptions.InvalidResponse(f'no reply begins with {chr(kind)!r}')
 
 
-def exchange(
-    connection: AbstractConnection,
-    packed: bytes,
-    count: int,
-    meanwhile: Callable[[], None] | None = None,
-) -> list[Any]:
+def exchange(connection: AbstractConnection, packed: bytes, count: int) -> list[Any]:
     """Sends commands and waits for their replies.
 
     Args:
         connection: of redis-py; nothing else is under way on it.
         packed: the commands.
         count: how many they are.
-        meanwhile: what to do while the server works.
 
     Returns:
         The replies; error replies as exception objects.
@@ -171,8 +165,6 @@ def exchange(
         redis.exceptions.TimeoutError: no answer came within the socket's timeout.
     """
     connection.send_packed_command([packed], check_health=False)  # type: ignore[no-untyped-call]
-    if meanwhile is not None:
-        meanwhile()
     sock: Any = connection._sock
     if not hasattr(sock, 'recv'):  # fakeredis
         return [_read_simulated(connection) for _ in range(count)]

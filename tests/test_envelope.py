@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 import uuid
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -10,12 +11,11 @@ from typing import Any
 
 import pytest
 from celery import Celery
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from kombu.serialization import dumps
 
-from kombu_reliable.envelope import CorruptEnvelope, pack_id, prepare_to_seal, seal, unseal
-from kombu_reliable.transport.messages import envelope, open_envelope
+from kombu_reliable.envelope import CorruptEnvelope, pack_id, seal, unseal
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(),
@@ -64,13 +64,6 @@ def test_what_an_earlier_version_has_sealed_is_read() -> None:
     assert unseal(base64.b64decode(sealed)) == (head, b'[[1, 2], {}, {}]')
 
 
-def test_a_message_that_was_prepared_for_is_as_any_other() -> None:
-    plain = [seal(['head'], b'body') for _ in range(2)]
-    prepare_to_seal()
-    prepare_to_seal()
-    assert [seal(['head'], b'body') for _ in range(3)] == [plain[0], *plain]
-
-
 def test_headers_that_contain_themselves_are_a_clear_error() -> None:
     headers: dict[str, Any] = {}
     headers['self'] = headers
@@ -78,41 +71,72 @@ def test_headers_that_contain_themselves_are_a_clear_error() -> None:
         seal(headers, b'')
 
 
-def celery_message() -> dict[str, Any]:
-    """As Celery and kombu make it."""
+def celery_task() -> tuple[list[Any], bytes]:
+    """Head and body of a task, as Celery and kombu make them."""
     app = Celery(set_as_current=False)
     task_id = str(uuid.uuid4())
     made = app.amqp.as_task_v2(task_id, 'proj.tasks.add', (1, 2), reply_to=str(uuid.uuid4()))
-    _, _, body = dumps(made.body)
+    content_type, encoding, body = dumps(made.body)
     properties = {**made.properties, 'delivery_mode': 2, 'priority': 0}
-    return {
-        'body': body, 'content-type': 'application/json', 'content-encoding': 'utf-8',
-        'headers': made.headers, 'properties': properties,
-    }  # fmt: skip
+    return [content_type, encoding, made.headers, properties], body.encode()
+
+
+BRIEF = b'3'
 
 
 def test_a_celery_message_takes_few_bytes() -> None:
-    message = celery_message()
-    sealed = envelope(message, message['headers'], 'celery', '', 'celery')
-    assert len(sealed) < 145
-    assert isinstance(unseal(sealed)[0][2], list)
+    head, body = celery_task()
+    sealed = seal(head, body)
+    assert sealed[:1] == BRIEF and len(sealed) < 230
+    assert sealed.count(head[2]['id'].encode()) == 1
+    assert unseal(sealed) == (head, body)
+    longer = body.replace(b'1', b'"' + 1000 * b'e' + b'"')
+    sealed = seal(head, longer)
+    assert sealed[:1] != BRIEF and len(sealed) < 230
+    assert unseal(sealed) == (head, longer)
 
 
-def test_other_headers_come_back_with_their_names() -> None:
-    headers = celery_message()['headers']
+@given(
+    where=st.sampled_from((2, 3)),
+    what=st.sampled_from(('id', 'root_id', 'correlation_id', 'lang', 'priority', 'mine')),
+    value=json_values,
+)
+@example(2, 'root_id', 0)
+@example(3, 'correlation_id', False)
+def test_whatever_a_task_says_comes_back(where: int, what: str, value: Any) -> None:
+    head, body = celery_task()
+    head[where][what] = value
+    assert json.dumps(unseal(seal(head, body))[0]) == json.dumps(head), 'True is not 1'
+    assert unseal(seal(head, body))[1] == body
+
+
+def test_what_is_not_just_a_task_comes_back() -> None:
+    head, body = celery_task()
+    content_type, encoding, headers, properties = head
     reordered = dict(reversed(headers.items()))
     fewer = {name: value for name, value in headers.items() if name != 'stamps'}
-    for one in (headers, {**headers, 'mine': [1]}, reordered, fewer, {}):
-        message = {**celery_message(), 'headers': one}
-        sealed = envelope(message, one, 'celery', '', 'celery')
-        found = open_envelope(sealed, 'celery', 'tag', 1)['headers']
-        assert list(found.items()) == [*one.items(), ('x-delivery-count', 1)]
+    for other in (
+        [*head, ['exchange', 'key']], [content_type, 'utf-16', headers, properties],
+        [content_type, encoding, reordered, properties], [content_type, encoding, fewer, {}],
+        [content_type, encoding, list(headers), properties], ['', '', {}, {}], head[:3],
+    ):  # fmt: skip
+        sealed = seal(other, body)
+        assert sealed[:1] != BRIEF
+        assert json.dumps(unseal(sealed)[0]) == json.dumps(other)
+    for end in (b'', b'[]', body[:-1], body + b' '):
+        assert unseal(seal(head, end)) == (head, end)
 
 
-def test_a_list_of_headers_that_is_none_of_ours_is_corrupt() -> None:
-    sealed = seal(['application/json', 'utf-8', ['py', 'task'], {}], b'')
-    with pytest.raises(CorruptEnvelope):
-        open_envelope(sealed, 'celery', 'tag', 1)
+def test_a_brief_envelope_that_was_cut_or_changed_is_a_clear_error() -> None:
+    sealed = seal(*celery_task())
+    for damaged in (
+        *(sealed[:length] for length in range(len(sealed))),
+        sealed + b' ',
+        *(BRIEF + text for text in (b'[]\n', b'[1]\n', b'{}\n[', b'null\n', b'7\n', b'"text"\n')),
+        *(BRIEF + json.dumps([0] * count + [71]).encode() + b'\n[' for count in (3, 22, 24)),
+    ):
+        with pytest.raises(CorruptEnvelope):
+            unseal(damaged)
 
 
 @given(st.uuids())

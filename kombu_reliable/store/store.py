@@ -117,18 +117,12 @@ class Store:
         """
         return self.run_all([call])[0]
 
-    def run_all(
-        self, calls: Sequence[Call[T]], meanwhile: Callable[[], None] | None = None
-    ) -> list[T]:
+    def run_all(self, calls: Sequence[Call[T]]) -> list[T]:
         """Sends calls in one round trip and returns their values.
 
         Only calls that the server did not know are sent again: a second claim would lease more.
-
-        Args:
-            calls: what to send.
-            meanwhile: what to do while the server works.
         """
-        replies = self._exchange([call.packed() for call in calls], meanwhile)
+        replies = self._exchange([call.packed() for call in calls])
         for reply in replies:
             if isinstance(reply, redis.exceptions.ResponseError):
                 self._mend(calls, replies)
@@ -162,14 +156,12 @@ class Store:
         except (redis.exceptions.ConnectionError, redis.exceptions.TimeoutError, OSError):
             return self.run(call)
 
-    def _exchange(
-        self, commands: Sequence[bytes], meanwhile: Callable[[], None] | None = None
-    ) -> list[Any]:
+    def _exchange(self, commands: Sequence[bytes]) -> list[Any]:
         if not commands:
             return []
         connection = self._connections.take()
         try:
-            replies = exchange(connection, b''.join(commands), len(commands), meanwhile)
+            replies = exchange(connection, b''.join(commands), len(commands))
         except BaseException:
             self._connections.give_back_broken(connection)
             raise

@@ -36,14 +36,6 @@ _CONSUMED = ('x-delay', 'x-delivery-count', TOKEN_HEADER)
 #: A task that silently does not wait would be worse than an error.
 _EXTENSION_OPTIONS = ('depends_on', 'throttles', 'fair_by')
 
-#: The headers that Celery gives to a task, in its order.  They are part of the data layout, as the
-#: dictionaries of the envelope are: never change them.
-_TASK_HEADERS = (
-    'lang', 'task', 'id', 'shadow', 'eta', 'expires', 'group', 'group_index', 'retries',
-    'timelimit', 'root_id', 'parent_id', 'argsrepr', 'kwargsrepr', 'origin', 'ignore_result',
-    'replaced_task_nesting', 'stamped_headers', 'stamps',
-)  # fmt: skip
-
 #: Properties that kombu sets anew at each end.
 _TRANSIENT = ('delivery_tag', 'body_encoding', 'delivery_info', NONCE)
 
@@ -75,11 +67,9 @@ def outgoing(
         raise InvalidMessage(f'the name of a queue has at most {LONGEST_QUEUE_NAME} bytes')
     job = pack_id(identity)
     due = _take_due(headers)
-    depends = lane = unique = None
-    if tuple(headers) != _TASK_HEADERS:
-        depends = take_dependencies(headers, job)
-        lane = take_lane(headers)
-        unique = take_unique(headers)
+    depends = take_dependencies(headers, job)
+    lane = take_lane(headers)
+    unique = take_unique(headers)
     marks = take_marks(headers, options)
     sealed = envelope(message, headers, queue, exchange, routing_key)
     return Outgoing(
@@ -169,14 +159,11 @@ def envelope(
     exchange: str,
     routing_key: str,
 ) -> bytes:
-    """Packs a message; where it was sent is left out if its queue says it, and the names of its
-    headers if they are those of any task."""
-    if tuple(headers) != _TASK_HEADERS:
-        headers = _without(headers, _CONSUMED)
+    """Packs a message; where it was sent is left out if its queue says it."""
     head = [
         message['content-type'],
         message['content-encoding'],
-        list(headers.values()) if tuple(headers) == _TASK_HEADERS else headers,
+        _without(headers, _CONSUMED),
         _without(message['properties'], _TRANSIENT),
     ]
     if exchange or routing_key != queue:
@@ -202,8 +189,6 @@ def open_envelope(sealed: bytes, queue: str, tag: str, deliveries: int) -> dict[
     try:
         content_type, content_encoding, headers, properties, *address = head
         exchange, routing_key = address[0] if address else ('', queue)
-        if isinstance(headers, list):
-            headers = zip(_TASK_HEADERS, headers, strict=True)
         headers, properties = dict(headers), dict(properties)
     except (TypeError, ValueError) as error:
         raise CorruptEnvelope(f'not the head of a message: {error}') from error

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterable, Iterator, MutableMapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from kombu_reliable.envelope import prepare_to_seal, unpack_id
+from kombu_reliable.envelope import unpack_id
 from kombu_reliable.errors import DuplicateJob, Fenced
 from kombu_reliable.scripts import Call
 from kombu_reliable.store import Operations, Store
@@ -75,7 +75,7 @@ def publish(store: Store, memory: MutableMapping[str, Any], items: Sequence[Item
     replies: list[Any] = []
     try:
         for calls in _rounds(store.operations, nonce, items):
-            replies += store.run_all(calls, prepare_to_seal)
+            replies += store.run_all(calls)
         store.confirm()
     except BaseException:
         # It may be repeated, but other publishes of this thread may come first.
