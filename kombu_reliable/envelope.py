@@ -56,7 +56,7 @@ _ID, _ROOT, _CORRELATION = _HEADERS.index('id'), _HEADERS.index('root_id'), len(
 _END = b', {"callbacks": null, "errbacks": null, "chain": null, "chord": null}]'
 
 #: A larger body is worth deflating.
-_BRIEF_UP_TO = 512
+_BRIEF_UP_TO = 256
 
 #: Stands for the id of the task.
 _SAME = 0
