@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import socket
 import struct
@@ -17,6 +18,10 @@ __all__ = ('Connections',)
 #: A connection that was used so recently, in seconds, is lent again as it is.  The pool makes
 #: sure each time that the server has not hung up, which costs more than a whole publish.
 FRESH = 1.0
+
+#: What a pool is asked for a connection with: before redis-py 5.3 it wanted to be told a command.
+_ASKED = inspect.signature(redis.ConnectionPool.get_connection).parameters.get('command_name')
+_WITH = ('_',) if _ASKED is not None and _ASKED.default is inspect.Parameter.empty else ()
 
 
 class Connections:
@@ -51,7 +56,7 @@ class Connections:
             if time.monotonic() - since < FRESH:
                 return connection
             self._pool.release(connection)
-        connection = self._pool.get_connection()
+        connection = self._pool.get_connection(*_WITH)
         _time_out_in_kernel(connection)
         return connection
 
