@@ -53,6 +53,7 @@ def test_a_killed_pool_process_costs_nothing(workers: Fleet, tmp_path: Path) -> 
     door = tmp_path / 'door'
     result = task(app, 'wait_for_file', str(door), value='x').apply_async()
     first = workers.ledger.wait(1, 'started')[0]
+    wait_for(lambda: workers.runs(1), 20, 'the worker has heard of it')
     os.kill(first['pid'], signal.SIGKILL)
     killed_at = time.time()
     second = workers.ledger.wait(2, 'started')[1]
@@ -160,6 +161,6 @@ def test_a_poison_task_becomes_a_dead_letter(
         wait_for(lambda: client.zcard(f'{prefix}:f:celery') == 1, 30, 'a dead letter')
         [job] = client.zrange(f'{prefix}:f:celery', 0, -1)
         assert client.hget(f'{prefix}:x:{job.decode()}', 'reason') == b'delivery-limit'
-    assert [entry['deliveries'] for entry in workers.ledger.lines('ran')] == [1, 2, 3]
+    assert workers.ledger.deliveries() == [1, 2, 3]
     # The worker lives on.
     assert task(app, 'run', value='alive').apply_async().get(20) == 'alive'

@@ -93,12 +93,7 @@ class Scene:
         }
         fleet.ledger.wait(2, 'started')
         wait_for(lambda: counts(fleet, server).leased == 4, 10, 'all are leased')
-        wait_for(self.knows_what_runs, 20, 'the main process has heard of both')
-
-    def knows_what_runs(self) -> bool:
-        """Celery ends only what it knows to run, and waits for the rest."""
-        active = self.app.control.inspect(timeout=2, limit=1).active() or {}
-        return sum(map(len, active.values())) == 2
+        wait_for(lambda: fleet.runs(2), 20, 'the worker has heard of both')
 
     def leases(self, name: str) -> bool:
         """Whether the server knows an owner of a task."""

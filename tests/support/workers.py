@@ -44,6 +44,15 @@ class Ledger:
     def values(self, event: str) -> list[Any]:
         return [entry['value'] for entry in self.lines(event)]
 
+    def deliveries(self, **wanted: Any) -> list[int]:
+        """Which deliveries have started, in order, each once.
+
+        For tasks that end their process: prefork itself starts a task again, as the same
+        delivery, when its process has died before the worker has read that it began.
+        """
+        runs = {(entry['id'], entry['deliveries']): None for entry in self.lines('ran', **wanted)}
+        return [number for _, number in runs]
+
     def wait(self, count: int, event: str, timeout: float = 15.0, **wanted: Any) -> list[Any]:
         """Waits for at least ``count`` such entries."""
 
@@ -199,6 +208,15 @@ class Fleet:
         app.conf.update(broker_transport_options=self.options, **self.config)
         self.apps.append(app)
         return app
+
+    def runs(self, count: int) -> bool:
+        """Whether the workers say that they run so many tasks.
+
+        A task begins before its worker hears of it, and until then Celery neither ends it nor
+        misses it.
+        """
+        inspect = self.apps[0].control.inspect(timeout=2, limit=len(self.workers))
+        return sum(map(len, (inspect.active() or {}).values())) == count
 
     def close(self) -> None:
         """Ends the workers and the producers; to be called while the server still runs.
