@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import fakeredis
+import hypothesis
 import pytest
 import redis
 from kombu import Connection
@@ -21,6 +22,15 @@ from tests.support.plain import LEASE, Connect
 from tests.support.servers import Server
 
 KINDS = ('valkey', 'redis')
+
+# How long an example takes tells of the machine alone.
+hypothesis.settings.register_profile(
+    'busy',
+    hypothesis.settings(),
+    deadline=None,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
+hypothesis.settings.load_profile('busy')
 
 #: Where the clock of a store begins, ms since the epoch.
 START = 1_700_000_000_000

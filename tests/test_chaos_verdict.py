@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks.chaos.kinds import Kind
 from benchmarks.chaos.ledger import Run, Submission, Trouble
-from benchmarks.chaos.verdict import Verdict, judge
+from benchmarks.chaos.verdict import Death, Verdict, judge
 
 LEASE = 4.0
 LIMIT = 'two at once'
@@ -41,7 +41,8 @@ def judged(
     dead: dict[str, str] | None = None, durable: bool = True,
 ) -> Verdict:  # fmt: skip
     ordered = sorted(runs, key=lambda run: run.start)
-    return judge({one.id: one for one in jobs}, ordered, troubles, dead or {}, LEASE, durable)
+    deaths = {id: Death(reason) for id, reason in (dead or {}).items()}
+    return judge({one.id: one for one in jobs}, ordered, troubles, deaths, LEASE, durable)
 
 
 def bad(verdict: Verdict) -> dict[str, int]:
@@ -128,6 +129,9 @@ def test_a_full_server_halts_what_publishes() -> None:
     assert bad(verdict) == {}
     assert {one.id for one in verdict.halted} == {'a', 'b', 'c'}
     assert bad(judged(jobs, runs, [everywhere(Kind.FULL, 20, 22)], dead)) == {'lost': 3}
+    # It was over when the task had noted that it could not.
+    assert bad(judged(jobs, runs, [everywhere(Kind.FULL, 10, 10.9)], dead)) == {}
+    assert bad(judged(jobs, runs, [everywhere(Kind.FULL, 8, 9.9)], dead)) == {'lost': 3}
     # A task that publishes nothing has no such excuse.
     verdict = judged([job('a')], [ran('a', 10, 11)], [everywhere(Kind.FULL, 10, 12)], dead)
     assert bad(verdict) == {'lost': 1}

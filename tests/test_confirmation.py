@@ -29,7 +29,9 @@ def pair() -> Iterator[tuple[Server, Server]]:
 
 
 def connect(server: Server, **options: Any) -> Connection:
-    return Connection(f'reliable+{server.url()}', transport_options=options)
+    """Confirmations come at once, but on a busy machine late."""
+    patient = {'socket_timeout': 30, 'confirm_timeout': 20}
+    return Connection(f'reliable+{server.url()}', transport_options=patient | options)
 
 
 def waiting(connection: Connection) -> int:
@@ -48,9 +50,10 @@ def test_a_publish_that_is_not_confirmed_says_so_and_is_stored_once(
     pair: tuple[Server, Server],
 ) -> None:
     server, replica = pair
+    with connect(server, confirm_replicas=1) as connection:
+        connection.Producer().publish({'n': 1}, routing_key='safe')
     with connect(server, confirm_replicas=1, confirm_timeout=0.2) as connection:
         producer = connection.Producer()
-        producer.publish({'n': 1}, routing_key='safe')
         replica.pause()
         try:
             with pytest.raises(NotConfirmed, match='0 of 1 replicas'):
@@ -95,10 +98,10 @@ def test_what_is_on_the_disk_survives_a_crash_of_everysec() -> None:
 def test_a_publish_may_wait_for_longer_than_a_renewal() -> None:
     with (
         Server('valkey', appendfsync='always') as server,
-        connect(server, confirm_fsync=True, confirm_timeout=1.0, lease=2) as connection,
+        connect(server, confirm_fsync=True, lease=2) as connection,
     ):
         connection.Producer().publish({'n': 1}, routing_key='safe')
-        message = connection.SimpleQueue('safe').get(timeout=5)
+        message = connection.SimpleQueue('safe').get(timeout=20)
         message.ack()
         assert waiting(connection) == 0
 

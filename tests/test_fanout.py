@@ -139,29 +139,30 @@ def test_a_stream_that_began_anew_on_a_server_whose_clock_is_behind(
 def test_who_was_busy_for_too_long_gets_only_what_is_fresh(
     connect: Connect, caplog: pytest.LogCaptureFixture
 ) -> None:
-    connection, other = connect(fanout_replay=1), connect()
+    connection, other = connect(fanout_replay=4), connect()
     listener = Listener(connection)
     assert listener.got() == []  # a read is under way, and its answer will wait in the socket
     publish(other, 'old', 'old too')
-    time.sleep(1.1)
+    time.sleep(4.1)
     publish(other, 'fresh')
     with caplog.at_level(logging.WARNING):
         assert listener.got() == ['fresh']
         publish(other, 'more')
         assert listener.got() == ['more']
-    [record] = [one for one in caplog.records if 'skipped' in one.message]
-    assert "'news'" in record.message
-    assert record.message.endswith('(fanout_replay): 2')
+    said = [one.message for one in caplog.records if 'skipped' in one.message]
+    assert all("'news'" in message for message in said)
+    # Mostly in one go; on a busy machine one may come later than the other.
+    assert sum(int(message.partition('(fanout_replay): ')[2]) for message in said) == 2
 
 
 def test_what_grows_too_old_between_reading_and_handing_out(connect: Connect) -> None:
-    connection, other = connect(fanout_replay=1), connect()
+    connection, other = connect(fanout_replay=4), connect()
     listener = Listener(connection)
     assert listener.got() == []
     listener.consumer.flow(False)
     publish(other, 'old')
     assert listener.got() == []
-    time.sleep(1.1)
+    time.sleep(4.1)
     publish(other, 'fresh')
     assert listener.got() == []
     listener.consumer.flow(True)
@@ -205,7 +206,7 @@ def test_an_answer_that_came_late_is_not_believed() -> None:
         assert not clock.known
     request.accept(told)
     assert clock.known
-    assert clock.age(999_000) == pytest.approx(1000, abs=0.5)
+    assert clock.age(999_000) == pytest.approx(1000, abs=5)
     clock.forget()
     assert clock.age(999_000) is None
 
@@ -215,7 +216,7 @@ def test_on_a_slow_line_the_last_answer_counts_and_ages_rather_too_much() -> Non
     for _ in range(clock.TRIES):
         clock._learn(now() - 10, [1_000_000, 0])
     age = clock.age(999_000)
-    assert age == pytest.approx(1010, abs=0.5)
+    assert age == pytest.approx(1010, abs=5)
 
 
 # -- falling behind ------------------------------------------------------------------------

@@ -51,7 +51,9 @@ def test_the_first_verdict_counts_and_the_second_is_no_error(
     assert settled(connection) == NOTHING
 
 
-def test_a_verdict_may_be_waited_for(connection: Connection) -> None:
+def test_a_verdict_may_be_waited_for(connect: Connect) -> None:
+    # Its line to the server gives up after a third of a lease.
+    connection = connect(lease=30)
     _, message = receive(connection)
     message.settle(Verdict.CANCEL, wait=10)
     keys = keys_of(connection)
@@ -89,8 +91,8 @@ def test_nobody_waits_for_a_server_that_is_away(connect: Connect) -> None:
     keeper = message.channel.keeper
     before = time.monotonic()
     keeper._open_store = lambda: 1 / 0
-    message.settle(Verdict.CANCEL, wait=10)
-    assert time.monotonic() - before < 1
+    message.settle(Verdict.CANCEL, wait=60)
+    assert time.monotonic() - before < 30
 
 
 def test_once_frees_the_place_and_keeps_the_lease(connection: Connection) -> None:
@@ -102,8 +104,11 @@ def test_once_frees_the_place_and_keeps_the_lease(connection: Connection) -> Non
     drain(connection)
     assert receiver.bodies == ['a', 'b']
     keys = keys_of(connection)
-    marked = [found for found in extra(connection) if b'once' in found]
-    assert len(marked) == 1
+
+    def marked() -> list[Any]:
+        return [found for found in extra(connection) if b'once' in found]
+
+    wait_for(lambda: len(marked()) == 1, 10, 'the mark')
     # It is renewed for as long as somebody holds it, and settled as any.
     began = time.monotonic()
     wait_for(lambda: time.monotonic() - began > 1.5 * LEASE, 20, 'a lease has passed')
@@ -114,8 +119,12 @@ def test_once_frees_the_place_and_keeps_the_lease(connection: Connection) -> Non
     assert settled(connection) == NOTHING
 
 
-def test_once_and_the_end_at_once_cost_one_settlement(connection: Connection) -> None:
+def test_once_and_the_end_at_once_cost_one_settlement(
+    connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
     _, message = receive(connection)
+    # Its thread takes what has waited for some milliseconds.
+    monkeypatch.setattr(message.channel.keeper, 'flush', lambda waited=0.0: None)
     message.once()
     message.ack()
     sent = [posted.settlement.verdict for posted in message.channel.keeper.collect()]

@@ -214,7 +214,7 @@ def test_the_keyspace_is_clean_after_the_retention(store: Store) -> None:
     """The last moment of a day, and a short retention."""
     store.operations.now = (START // DAY + 1) * DAY - 10
     store.run(
-        store.operations.call('count', bool, 'l', 1, 200, '["q", "t", {"failed": 1}, [], []]')
+        store.operations.call('count', bool, 'l', 1, 5_000, '["q", "t", {"failed": 1}, [], []]')
     )
     assert len(store.stats.read([TODAY])) == 1
     prefix = store.keys.meta.removesuffix('meta')

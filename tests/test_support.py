@@ -323,7 +323,7 @@ def test_a_paused_server_can_be_stopped_and_killed(kind: Kind) -> None:
 
 
 def test_loading_is_alive(kind: Kind) -> None:
-    with Server(kind, key_load_delay=2000, loading_process_events_interval_bytes=1024) as server:
+    with Server(kind, key_load_delay=20_000, loading_process_events_interval_bytes=1024) as server:
         pipeline = server.client().pipeline(transaction=False)
         for number in range(500):
             pipeline.set(f'key-{number}', 'x' * 100)
@@ -333,14 +333,15 @@ def test_loading_is_alive(kind: Kind) -> None:
         server.start(loaded=False)
         with pytest.raises(redis.BusyLoadingError):
             server.client().get('key-1')
+        server.extra['key_load_delay'] = 0
         server.restart()
         assert server.client().dbsize() == 500
 
 
 def test_another_port_if_it_is_taken(kind: Kind, monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.create_server((servers.HOST, 0)) as taken:
-        ports = iter([taken.getsockname()[1], servers._free_port()])
-        monkeypatch.setattr(servers, '_free_port', lambda: next(ports))
+        ports = iter([taken.getsockname()[1], servers.free_port()])
+        monkeypatch.setattr(servers, 'free_port', lambda: next(ports))
         with Server(kind) as server:
             assert server.client().ping()
             assert next(ports, None) is None

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import random
-import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,7 +17,7 @@ from kombu_reliable.store.checks import LONGEST_TAG, MOST_TAGS
 from kombu_reliable.transport.marks import take_marks
 from kombu_reliable.types import Marks, Outgoing
 from kombu_reliable.urls import parse_url
-from tests.support.servers import Server
+from tests.support.servers import Server, busy
 from tests.test_many_jobs import TOO_LONG, SlowLog
 from tests.test_scripts import ACK, CANCEL, FAIL, HOUR, LEASE, RELEASE, REPLACE, REQUEUE, Bench
 
@@ -395,19 +393,7 @@ def index(bench: MarkBench, count: int, chunk: int = 2_000, prefix: str = 'job')
 
 
 def median_ms(server: Server, call: Callable[[], Any], times: int = 7) -> float:
-    """What a call takes when nobody else uses the machine: the time for which this process and
-    the server have run, one after the other."""
-
-    def running() -> float:
-        ran = Path(f'/proc/{server.pid}/schedstat')
-        return time.process_time() * 1e3 + int(ran.read_text().split()[0]) / 1e6
-
-    took = []
-    for _ in range(times):
-        begin = running()
-        call()
-        took.append(running() - begin)
-    return sorted(took)[times // 2]
+    return sorted(busy(server, call) * 1000 for _ in range(times))[times // 2]
 
 
 QUESTIONS: dict[str, dict[str, Any]] = {

@@ -25,6 +25,9 @@ from kombu_reliable.types import (
 )
 
 LEASE = 30_000
+#: Of a unique key: shorter than a lease, and longer than a test takes, as the server forgets it
+#: by its own clock.
+LIFE = 20_000
 ENVELOPE = seal(['application/json', 'utf-8', {'id': 'a', 'task': 't'}, {}], b'[[], {}, {}]')
 
 #: What is there when no job is.
@@ -240,10 +243,10 @@ def test_foreign_data_in_the_job(store: Store) -> None:
 
 
 def test_a_job_that_lost_its_key_does_not_take_that_of_the_next(store: Store) -> None:
-    put(store, '=a', life=1000)
+    put(store, '=a', life=LIFE)
     (first,) = take(store)
-    pass_time(store, 1000)
-    assert put(store, '=b', life=1000) == '=b'
+    pass_time(store, LIFE)
+    assert put(store, '=b', life=LIFE) == '=b'
     settle(store, first)
     assert locks(store) == ['k']
     assert put(store, '=c') == '!skip =b'
@@ -251,9 +254,9 @@ def test_a_job_that_lost_its_key_does_not_take_that_of_the_next(store: Store) ->
 
 def test_the_same_id_again_after_its_key_has_expired(store: Store) -> None:
     """The key tells apart two jobs with one id."""
-    put(store, '=a', life=1000)
+    put(store, '=a', life=LIFE)
     (first,) = take(store)
-    pass_time(store, 1000)
+    pass_time(store, LIFE)
     twin = put(store, '=a')
     assert twin.startswith('~')
     settle(store, first)
@@ -266,16 +269,16 @@ def test_the_same_id_again_after_its_key_has_expired(store: Store) -> None:
 
 
 def test_a_key_with_a_limited_life(store: Store) -> None:
-    put(store, '=a', life=1000)
-    pass_time(store, 999)
+    put(store, '=a', life=LIFE)
+    pass_time(store, LIFE - 1)
     assert put(store, '=b') == '!skip =a'
     pass_time(store, 1)
     assert put(store, '=b') == '=b'
 
 
 def test_the_server_forgets_a_key_whose_life_has_ended(store: Store) -> None:
-    put(store, '=a', life=5_000)
-    assert 0 < store.client.pttl(store.keys.unique('k')) <= 5_000
+    put(store, '=a', life=LIFE)
+    assert 0 < store.client.pttl(store.keys.unique('k')) <= LIFE
     put(store, '=b', 'replace')
     assert store.client.pttl(store.keys.unique('k')) == -1
 
@@ -455,11 +458,11 @@ def test_a_fenced_run_gets_nothing(store: Store) -> None:
 
 
 def test_a_replay_takes_the_key_again(store: Store) -> None:
-    put(store, '=a', life=1000)
+    put(store, '=a', life=LIFE)
     settle(store, take(store)[0], Verdict.FAIL, 'rejected')
-    pass_time(store, 5000)
+    pass_time(store, 2 * LIFE)
     store.jobs.replay('a')
-    pass_time(store, 999)
+    pass_time(store, LIFE - 1)
     assert put(store, '=b') == '!skip =a'
     settle(store, take(store)[0])
     assert left(store) == []

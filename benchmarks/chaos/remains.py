@@ -11,6 +11,7 @@ from celery import Celery
 
 import celery_ext
 from benchmarks.chaos.settings import QUEUES
+from benchmarks.chaos.verdict import Death
 from benchmarks.chaos.world import World
 
 __all__ = ('Broker', 'Kombu', 'Ours', 'broker_of')
@@ -33,8 +34,8 @@ class Broker(Protocol):
     def waiting(self) -> dict[str, int]:
         """Jobs that have not ended, by state; nothing if there are none."""
 
-    def dead(self) -> dict[str, str]:
-        """Reasons of dead letters, by task id."""
+    def dead(self) -> dict[str, Death]:
+        """The dead letters, by task id."""
 
     def clear(self) -> None:
         """Forgets the dead letters."""
@@ -63,11 +64,13 @@ class Ours:
                     found[state] = found.get(state, 0) + count
         return found
 
-    def dead(self) -> dict[str, str]:
-        reasons: dict[str, str] = {}
-        for job in self._ext.dead:
-            reasons[job.id] = job.failure.reason if job.failure else 'unknown'
-        return reasons
+    def dead(self) -> dict[str, Death]:
+        return {
+            job.id: Death(job.failure.reason, job.failure.message or '')
+            if job.failure
+            else Death('unknown')
+            for job in self._ext.dead
+        }
 
     def clear(self) -> None:
         for group in list(self._ext.dead.groups(limit=1000)):
@@ -110,7 +113,7 @@ class Kombu:
             found = {'ready': sum(lists), 'unacked': int(client.hlen('unacked'))}
         return {state: count for state, count in found.items() if count}
 
-    def dead(self) -> dict[str, str]:
+    def dead(self) -> dict[str, Death]:
         return {}
 
     def clear(self) -> None:

@@ -6,13 +6,14 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
+from typing import NamedTuple
 
 from benchmarks.chaos.explain import FORGOTTEN, Course
 from benchmarks.chaos.kinds import OUTAGES, Kind
 from benchmarks.chaos.ledger import Run, Submission, Trouble
 from benchmarks.chaos.limits import Excess, overlaps, rushes
 
-__all__ = ('Double', 'Loss', 'Recovery', 'Verdict', 'judge')
+__all__ = ('Death', 'Double', 'Loss', 'Recovery', 'Verdict', 'judge')
 
 #: How each kind of task has to end, if not by success: the reason of its dead letter.
 DEATHS = {'poison': 'delivery-limit', 'failing': 'failed', 'blocked': 'dependency'}
@@ -61,6 +62,16 @@ class Double:
     first: Run
     second: Run
     why: str = ''
+
+
+class Death(NamedTuple):
+    """A dead letter."""
+
+    reason: str
+    message: str = ''
+
+    def __str__(self) -> str:
+        return f'reason {self.reason}' + (f': {self.message}' if self.message else '')
 
 
 @dataclass(frozen=True)
@@ -131,7 +142,7 @@ def judge(
     submissions: Mapping[str, Submission],
     runs: list[Run],
     troubles: Iterable[Trouble],
-    dead: Mapping[str, str],
+    dead: Mapping[str, Death],
     lease: float,
     durable: bool = True,
 ) -> Verdict:
@@ -141,7 +152,7 @@ def judge(
         submissions: by id.
         runs: in the order in which they began.
         troubles: what went wrong.
-        dead: the dead letters in the end, with their reasons.
+        dead: the dead letters in the end.
         lease: in seconds.
         durable: the server ran with ``appendfsync always``.
     """
@@ -181,7 +192,7 @@ def _ends(
     submissions: Mapping[str, Submission],
     of: Mapping[str, list[Run]],
     done: Mapping[str, float],
-    dead: Mapping[str, str],
+    dead: Mapping[str, Death],
     course: Course,
 ) -> None:
     for one in submissions.values():
@@ -192,7 +203,7 @@ def _ends(
             verdict.lost.append(Loss(one.id, one.kind, 'ran though it was skipped'))
         elif not one.wanted or (wanted is None and one.id in done and one.id not in dead):
             continue
-        elif wanted is not None and dead.get(one.id) == wanted:
+        elif wanted is not None and one.id in dead and dead[one.id].reason == wanted:
             verdict.dead += 1
         else:
             loss = _loss(one, submissions, of, dead, one.id in done, course)
@@ -204,13 +215,13 @@ def _loss(
     one: Submission,
     submissions: Mapping[str, Submission],
     of: Mapping[str, list[Run]],
-    dead: Mapping[str, str],
+    dead: Mapping[str, Death],
     done: bool,
     course: Course,
 ) -> Loss:
-    reason, runs = dead.get(one.id), of.get(one.id, [])
-    if reason is not None:
-        what = f'a dead letter, reason {reason}' + (', though it was done' if done else '')
+    death, runs = dead.get(one.id), of.get(one.id, [])
+    if death is not None:
+        what = f'a dead letter{", though it was done" if done else ""}, {death}'
     elif runs:
         what = f'ran {len(runs)} times, and was not done'
     else:
@@ -222,7 +233,7 @@ def _excuse(
     one: Submission,
     submissions: Mapping[str, Submission],
     of: Mapping[str, list[Run]],
-    dead: Mapping[str, str],
+    dead: Mapping[str, Death],
     course: Course,
 ) -> str:
     blamed = one
@@ -239,20 +250,23 @@ def _excuse(
 
 
 def _was_halted(
-    name: str, of: Mapping[str, list[Run]], dead: Mapping[str, str], course: Course
+    name: str, of: Mapping[str, list[Run]], dead: Mapping[str, Death], course: Course
 ) -> bool:
     """Whether a task that publishes others failed when that was impossible."""
     runs = of.get(name, [])
-    if not runs or runs[0].kind not in PUBLISHERS or dead.get(name) not in ('failed', 'rejected'):
+    if not runs or runs[0].kind not in PUBLISHERS or name not in dead:
+        return False
+    if dead[name].reason not in ('failed', 'rejected'):
         return False
     return _hindered(runs[-1], course)
 
 
 def _hindered(run: Run, course: Course) -> bool:
     """Whether it could not publish what it had to."""
+    # It may have noted its end when the trouble was over already.
     end = run.end or run.start
     return any(
-        one.begin <= end + HALTING and one.end >= end
+        one.begin <= end + HALTING and one.end >= run.start
         for one in course.troubles
         if one.kind in HALTS
     )

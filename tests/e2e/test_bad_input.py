@@ -33,16 +33,16 @@ def test_any_name_of_a_queue(workers: Fleet) -> None:
     app = workers.app()
     results = [task(app, 'add', name, '!').apply_async(queue=name) for name in NAMES]
     assert [result.get(timeout=20) for result in results] == [f'{name}!' for name in NAMES]
-    [active] = app.control.inspect(timeout=5, limit=1).active_queues().values()
+    [active] = app.control.inspect(timeout=20, limit=1).active_queues().values()
     assert sorted(queue['name'] for queue in active) == sorted(NAMES)
     for name in NAMES[:3]:
-        app.control.cancel_consumer(name, reply=True, timeout=5, limit=1)
+        app.control.cancel_consumer(name, reply=True, timeout=20, limit=1)
         task(app, 'add', 1, 1).apply_async(queue=name)
         task(app, 'add', 1, 1).apply_async(queue=name, countdown=60)
     queue_names = ','.join(NAMES[:3])
     purged = workers.run('celery', '-A', 'tests.support.app', 'purge', '-f', '-Q', queue_names)
     assert 'Purged 6 messages from 3 known task queues' in purged.stdout, purged.stdout
-    app.control.add_consumer(' ', reply=True, timeout=5, limit=1)
+    app.control.add_consumer(' ', reply=True, timeout=20, limit=1)
     assert task(app, 'add', 20, 1).apply_async(queue=' ').get(timeout=20) == 21
 
 
@@ -54,7 +54,7 @@ def test_any_id_of_a_task(workers: Fleet, kind: str) -> None:
     for id in ids:
         # Countdown, retries and revokes take other ways than a plain run.
         assert task(app, 'flaky', 1).apply_async(task_id=id, countdown=0.05).get(timeout=20) == 1
-        later = task(app, 'run', 'never').apply_async(task_id=f'{id}2', countdown=0.5)
+        later = task(app, 'run', 'never').apply_async(task_id=f'{id}2', countdown=3)
         later.revoke()
         with pytest.raises(TaskRevokedError):
             later.get(timeout=20)
@@ -86,7 +86,7 @@ def test_damaged_and_foreign_records_become_dead_letters(
                          content_encoding='binary')  # fmt: skip
         producer.publish(b'{', routing_key='celery', content_type='application/json',
                          content_encoding='utf-8', headers={'task': 'x', 'id': 'y'})  # fmt: skip
-    app.control.add_consumer('foreign', reply=True, timeout=5, limit=1)
+    app.control.add_consumer('foreign', reply=True, timeout=20, limit=1)
     assert task(app, 'add', 1, 1).delay().get(timeout=20) == 2
     wait_for(lambda: client.zcard(keys.dead('celery')) >= 4, what='dead letters')
     assert worker.process.poll() is None

@@ -296,9 +296,13 @@ def test_which_dead_letters_must_be_said(reliable: Run, action: str) -> None:
 def test_status(reliable: Run, document: Callable[..., Any], send: Callable[..., Any]) -> None:
     send('run', queue='overview')
     send('run', queue='overview', throttles=Throttle('narrow', concurrency=1))
-    found = document('status')
+
+    def all_alive() -> Any:
+        found = document('status')
+        return found if {one['state'] for one in found['workers']} == {'alive'} else None
+
+    found = wait_for(all_alive, 20, 'signs of life')
     assert [one['name'] for one in found['throttles']] == ['narrow']
-    assert {one['state'] for one in found['workers']} == {'alive'}
     assert found['server']['kind'] == 'valkey' and found['server']['version']
     assert {'overview', 'celery'} <= {one['name'] for one in found['queues']}
     text = reliable('status', '--once', columns=60).stdout

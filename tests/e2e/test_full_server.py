@@ -14,7 +14,7 @@ from tests.support.servers import Server
 from tests.support.wait import wait_for
 from tests.support.workers import Fleet, task
 
-LEASE = 1.5
+LEASE = 5
 TASKS = 500
 
 
@@ -48,12 +48,12 @@ def test_a_full_server_is_emptied_by_its_workers(
     refused_at = time.monotonic()
     with pytest.raises(ServerFull, match='maxmemory'):
         task(app, 'run', value='refused').delay()
-    assert time.monotonic() - refused_at < 2, 'nothing is tried again that cannot succeed'
+    assert time.monotonic() - refused_at < 10, 'nothing is tried again that cannot succeed'
     # A worker that lives goes on, and one can be started, or nobody would ever empty it.
     after = fleet.start('--without-mingle', concurrency=1)
     fleet.ledger.wait(TASKS - 3, 'ran', timeout=60)
-    until = time.monotonic() + 3 * LEASE
-    wait_for(lambda: time.monotonic() > until, 20)
+    until = time.monotonic() + 2 * LEASE
+    wait_for(lambda: time.monotonic() > until, 30)
     assert counts(fleet, own_server).leased >= 1, 'the long one was renewed'
     door.touch()
     wait_for_counts(fleet, own_server)

@@ -87,4 +87,6 @@ def test_delayed_messages_of_many_idle_consumers(url: str, messages: int) -> Non
     assert len(figures.late) == messages
     assert figures.claims_per_message <= CLAIMS_BAR
     assert figures.late[0] > -1, 'early'
-    assert figures.p99 < 2000, 'the bar is 10 ms, on a machine that does nothing else'
+    # The bar for p99 is 10 ms, on a machine that does nothing else.
+    assert figures.late[messages // 2] < 2000
+    assert figures.p99 < 9000, 'whom nobody wakes looks after 10 s'

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import redis
 from celery import Celery, chain, chord, group
+from celery.utils import uuid
 from kombu import Connection
 
 from kombu_reliable.keys import Keys
@@ -79,8 +80,10 @@ def work(app: Celery, count: int) -> None:
         *(task(app, 'run', n).apply_async(queue=f'other{n % 3}') for n in range(30)),
         task(app, 'replaced', 1).delay(),
     ]
-    revoked = task(app, 'run', 0).apply_async(countdown=0.5)
-    revoked.revoke()
+    # Workers remember it; afterwards they might be too late.
+    id = uuid()
+    app.control.revoke(id, reply=True, timeout=5, limit=2)
+    revoked = task(app, 'run', 0).apply_async(task_id=id, countdown=0.5)
     for _ in range(3):
         assert app.control.inspect(timeout=5, limit=2).stats()
     assert app.control.ping(timeout=5, limit=2)
@@ -115,7 +118,10 @@ def test_the_keyspace_is_what_it_was(own: Server, crew: Fleet, count: int) -> No
         listener.start()
         try:
             work(app, count)
-            for command in ('inspect active', 'control pool_grow 1'):
+            for command in (
+                'inspect -t 20 -d w1@test active',
+                'control -t 20 -d w1@test pool_grow 1',
+            ):
                 ended = crew.run('celery', '-A', 'tests.support.app', *command.split())
                 assert 'w1@test: OK' in ended.stdout, ended.stdout + ended.stderr
         finally:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-import socket
+import math
 import subprocess
 import sys
 import time
@@ -27,7 +27,7 @@ from celery_ext import Extension
 from celery_ext.metrics import Collector, register
 from kombu_reliable import Counting
 from tests.support.proxy import Proxy
-from tests.support.servers import Server
+from tests.support.servers import Server, free_port
 from tests.support.wait import wait_for
 from tests.support.workers import ROOT, Fleet, task
 
@@ -117,7 +117,7 @@ def test_many_scrapes_cost_the_server_what_one_does(server: Server, database: in
         fill(ext)
         collector = Collector(ext)
         scrape(collector)
-        wait_for(lambda: time.monotonic() > collector._good_until, 30)
+        collector._good_until = -math.inf  # what was read is old
         proxy.clear()
         scrape(collector)
         once = len(proxy.seen())
@@ -127,15 +127,18 @@ def test_many_scrapes_cost_the_server_what_one_does(server: Server, database: in
         for _ in range(50):
             scrape(collector)
         seconds = time.monotonic() - begun
-        assert len(proxy.seen()) <= once * seconds
+        assert len(proxy.seen()) <= once * (seconds + 2)
         # And one that does not answer is not asked by every scrape.
         proxy.refuse()
         proxy.cut()
+        collector._good_until = -math.inf
         wait_for(lambda: scrape(collector) == {('up',): 0}, 10, 'a server that is away')
+        refused = proxy.counts()['refuse']
         begun = time.monotonic()
         for _ in range(20):
             assert scrape(collector) == {('up',): 0}
-        assert time.monotonic() - begun < 3
+        seconds = time.monotonic() - begun
+        assert proxy.counts()['refuse'] - refused <= 3 * (seconds + 2)
 
 
 def test_a_registry_has_it_once(url: str) -> None:
@@ -149,9 +152,7 @@ def test_a_registry_has_it_once(url: str) -> None:
 @contextlib.contextmanager
 def running(fleet: Fleet, *arguments: str) -> Iterator[int]:
     """A command that serves a port."""
-    with socket.socket() as free:
-        free.bind(('127.0.0.1', 0))
-        port = free.getsockname()[1]
+    port = free_port()
     log = fleet.directory / 'served.log'
     with log.open('wb') as output:
         process = subprocess.Popen(

@@ -379,13 +379,14 @@ def test_what_workers_hold_is_refused_while_one_lives(
     publish(old.app(), ['late'], countdown=3600)
     worker = old.start(concurrency=1)
     wait_for(lambda: client.hlen('unacked') == 1, 10, 'a task that the worker holds')
-    monkeypatch.setattr('celery_ext.migrate.PING', 0.7)
+    monkeypatch.setattr('celery_ext.migrate.PING', 5 if remote_control else 0.7)
     # As "celery -b" does it; it must not be asked on the new broker whether an old worker lives.
     monkeypatch.setenv('CELERY_BROKER_URL', new.broker)
     with pytest.raises(WrongState, match='w1@test' if remote_control else 'waits for messages'):
         migrate(new.app(), stock_url, stopped=True)
     assert client.hlen('unacked') == 1
     worker.kill()
+    monkeypatch.setattr('celery_ext.migrate.PING', 0.7)
     wait_for(lambda: not Migration(new.app(), stock_url).stock.consumers(), 10, 'its end')
     report = migrate(new.app(), stock_url, stopped=True)
     assert report['queues'] == [{'queue': 'celery', 'ready': 0, 'unacked': 1}]
@@ -402,6 +403,7 @@ def test_two_at_once_and_two_targets(
     monkeypatch.undo()
     with Server('valkey') as other, pytest.raises(WrongState, match='run it once more'):
         migrate(old.app(), stock_url, f'reliable+redis://127.0.0.1:{other.port}/0')
+    monkeypatch.setattr('celery_ext.migrate_stock.LOCK_LIFE', 60)
     with Migration(new.app(), stock_url) as first:
         first.run()
         monkeypatch.setattr('celery_ext.migrate_stock.LOCK_LIFE', 1)
@@ -418,12 +420,13 @@ def test_what_our_workers_hold_goes_back_when_they_have_stopped(
     worker = new.start(concurrency=1)
     new.ledger.wait(1, 'started')
     publish(app, ['ready'], queue='other')
-    monkeypatch.setattr('celery_ext.migrate.PING', 0.7)
+    monkeypatch.setattr('celery_ext.migrate.PING', 5)
     with pytest.raises(WrongState, match='w1@test'):
         migrate(app, target=stock_url, stopped=True)
     assert migrate(app, target=stock_url)['moved'] == 1
     assert store.jobs.counts('celery').leased == 1
     worker.kill()
+    monkeypatch.setattr('celery_ext.migrate.PING', 0.7)
     report = migrate(app, target=stock_url, stopped=True)
     assert report['queues'] == [{'queue': 'celery', 'ready': 1, 'delayed': 0}]
     assert sum(client.llen(key) for key in LISTS) == 1
@@ -590,11 +593,11 @@ def test_every_task_runs_once_there_and_back(
 ) -> None:  # fmt: skip
     """Four priorities, due times, tasks in workers' hands, a producer that goes on, SIGKILLs."""
     door, app = tmp_path / 'door', old.app()
+    worker = old.start(f'--prefetch-multiplier={held + 1}', concurrency=1)
     # The worker takes one more for each task that is due later.
     publish(app, range(held, held + delayed), countdown=8 if kills == 1 else 60)
     task(app, 'wait_for_file', str(door), 'blocks').apply_async()
     publish(app, range(held))
-    worker = old.start(f'--prefetch-multiplier={held + 1}', concurrency=1)
     wait_for(lambda: client.hlen('unacked') == 1 + held + delayed, 60, 'all in its hands')
 
     first = held + delayed

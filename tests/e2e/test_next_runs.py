@@ -79,7 +79,7 @@ def test_the_countdown_of_a_retry_survives_the_death_of_its_worker(workers: Flee
     workers.start(concurrency=1)
     assert result.get(20) == 1
     one, two = workers.ledger.lines('ran')
-    assert 4 - 0.1 <= two['at'] - one['at'] <= 4 + LEASE + 3
+    assert 4 - 0.1 <= two['at'] - one['at'] <= 4 + LEASE + 15
 
 
 def test_chord_unlock_goes_on_after_the_death_of_its_worker(
@@ -162,11 +162,11 @@ def test_a_retry_does_not_wait_for_its_first_delay_again(workers: Fleet) -> None
     app = workers.app()
     workers.start(concurrency=1)
     sent_at = time.time()
-    headers = {'x-delay': 3000, 'mine': 'kept'}
+    headers = {'x-delay': 10_000, 'mine': 'kept'}
     assert task(app, 'retry_once').apply_async(headers=headers).get(20) == 1
     one, two = workers.ledger.lines('ran')
-    assert one['at'] - sent_at >= 3 - 0.1
-    assert two['at'] - one['at'] < 3
+    assert one['at'] - sent_at >= 10 - 0.1
+    assert two['at'] - one['at'] < 10
 
 
 def test_early_acks_retry_as_ever(make_fleet: Callable[..., Fleet], server: Server) -> None:

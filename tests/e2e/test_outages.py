@@ -25,7 +25,7 @@ from tests.support.servers import Server
 from tests.support.wait import wait_for
 from tests.support.workers import Fleet, task
 
-LEASE = 1.5
+LEASE = 3
 
 
 def until(moment: float) -> None:
@@ -126,7 +126,8 @@ def test_a_long_task_outlives_its_connections(
     assert result.get(20) == 'long'
     wait_for_counts(fleet, server)
     assert_each_ran_once(fleet, ['long'])
-    assert_quiet(worker)
+    # What lived for some seconds and is lost is told anew.
+    assert_quiet(worker, warnings=25)
     # It works on.
     fleet.workers[1].kill()
     assert task(app, 'run', value='next').apply_async().get(20) == 'next'
@@ -201,7 +202,7 @@ def test_an_outage_of_three_leases_costs_nothing(
         # One task of each worker ends meanwhile.
         outage(own_server, proxy, during)
         wait_for(lambda: last_heard(fleet, own_server) > seen, 10, 'the idle one is back')
-        until(time.monotonic() + LEASE / 3)
+        until(time.monotonic() + LEASE / 6)
         proxy.refuse(False)
         after.touch()
         kept = {name: result for name, result in results.items() if not result.ignored}
@@ -328,7 +329,7 @@ def test_a_publish_outlasts_a_short_outage_and_gives_up_after_a_long_one(
     began = time.monotonic()
     with pytest.raises(OperationalError) as caught:
         send(retry=True, retry_policy=policy)
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 15
     assert 'refused' in str(caught.value)
     with pytest.raises(OperationalError):
         send(retry=False)

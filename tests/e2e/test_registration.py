@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from kombu import Connection
 
-from tests.support.servers import Server, find_binary
+from tests.support.servers import Server, find_binary, free_port
 from tests.support.wait import wait_for
 from tests.support.workers import Fleet, fleet, task
 
@@ -24,6 +24,9 @@ app = Celery(broker=sys.argv[1], backend=sys.argv[1])
 result = app.send_task('tests.support.app.add', (20, 22))
 print(result.get(timeout=20))
 """
+
+#: Celery's commands give up after a second; with a name they end with the answer.
+PATIENT = ('-t', '20', '-d', 'w1@test')
 
 
 def python(code: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -66,10 +69,10 @@ def test_a_plain_celery_producer_needs_no_import(workers: Fleet) -> None:
 
 def test_celery_commands_take_the_url_from_the_command_line(workers: Fleet) -> None:
     workers.start(concurrency=1)
-    ping = workers.run('celery', '-b', workers.broker, 'inspect', 'ping', '--json')
+    ping = workers.run('celery', '-b', workers.broker, 'inspect', *PATIENT, 'ping', '--json')
     assert ping.returncode == 0, ping.stderr
     assert json.loads(ping.stdout.strip().splitlines()[-1])
-    status = workers.run('celery', '-b', workers.broker, 'status')
+    status = workers.run('celery', '-b', workers.broker, 'status', *PATIENT)
     assert '1 node online' in status.stdout, status.stderr
     help_ = workers.run('celery', 'reliable', '--help')
     assert 'broker_url = "reliable+redis://' in help_.stdout
@@ -86,7 +89,7 @@ def test_purge_from_the_command_line(workers: Fleet) -> None:
 def test_flower_starts_and_sees_the_worker(workers: Fleet, tmp_path: Path) -> None:
     pytest.importorskip('flower')
     workers.start(concurrency=1)
-    port = 20_000 + os.getpid() % 10_000
+    port = free_port()
     process = subprocess.Popen(
         [
             sys.executable, '-m', 'celery', '-b', workers.broker, 'flower',
@@ -184,7 +187,7 @@ def test_the_password_is_shown_nowhere(make_fleet: Callable[..., Fleet]) -> None
         app = made.app()
         assert task(app, 'add', 1, 2).apply_async().get(20) == 3
         shown = [worker.text()]
-        for command in (['inspect', 'stats'], ['report'], ['inspect', 'conf']):
+        for command in (['inspect', *PATIENT, 'stats'], ['report'], ['inspect', *PATIENT, 'conf']):
             done = made.run('celery', '-A', 'tests.support.app', *command)
             assert done.returncode == 0, done.stderr
             shown.append(done.stdout + done.stderr)

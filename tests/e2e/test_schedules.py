@@ -134,11 +134,11 @@ def test_a_minute_of_kills(scheduled: Fleet, ext: Extension) -> None:
     survive_kills(scheduled, ext, 60)
 
 
-def fired_once_each(fleet: Fleet, schedule: Schedule, step: int) -> None:
-    """Each occurrence of a schedule was published once, in time, and ran once."""
+def fired_once_each(fleet: Fleet, schedule: Schedule) -> None:
+    """Each second's occurrence was published once, in time, and ran once."""
     schedule.pause()
     times = occurrences(schedule)
-    assert times == list(range(times[0], times[-1] + 1, step))
+    assert times == list(range(times[0], times[-1] + 1, 1000))
     assert len(times) == schedule.refresh().runs
     assert lateness(schedule)[0] >= 0 and lateness(schedule)[-1] < 5
     wait_for(lambda: len(fleet.ledger.lines('tick')) >= len(times), 20, 'all have run')
@@ -149,18 +149,18 @@ def fired_once_each(fleet: Fleet, schedule: Schedule, step: int) -> None:
 def test_the_clock_of_one_worker_is_wrong_by_an_hour(
     scheduled: Fleet, ext: Extension, ahead: float
 ) -> None:
-    declared = {'often': {'every': 0.5}}
+    declared = {'often': {'every': 1, 'backlog': 60}}
     for offset in (ahead, 0):
         start(scheduled, declared=declared, ready=False, KR_AHEAD=str(offset))
-    scheduled.ledger.wait(6, 'tick')
-    fired_once_each(scheduled, ext.schedules['often'], 500)
+    scheduled.ledger.wait(4, 'tick')
+    fired_once_each(scheduled, ext.schedules['often'])
 
 
 def test_two_versions_of_the_code_during_a_deploy(scheduled: Fleet, ext: Extension) -> None:
     """The new one wins, and none fires what the other one has fired."""
 
     def version(value: str) -> Any:
-        declared = {'often': {'every': 0.5, 'kwargs': {'value': value}}}
+        declared = {'often': {'every': 1, 'backlog': 60, 'kwargs': {'value': value}}}
         return start(scheduled, declared=declared)
 
     old = version('old')
@@ -175,7 +175,7 @@ def test_two_versions_of_the_code_during_a_deploy(scheduled: Fleet, ext: Extensi
     count = len(scheduled.ledger.lines('tick', value='new'))
     scheduled.ledger.wait(count + 2, 'tick', value='new')
     schedule = ext.schedules['often']
-    fired_once_each(scheduled, schedule, 500)
+    fired_once_each(scheduled, schedule)
     # In the order in which they were published: some worker may be late with what it runs.
     value = {line['id']: line['value'] for line in scheduled.ledger.lines('tick')}
     fired = [run.id for run in reversed(schedule.history(50)) if run.event == 'fired']
@@ -246,18 +246,25 @@ def test_never_two_at_once_for_a_minute(scheduled: Fleet, ext: Extension) -> Non
 
 def test_an_apps_beat_schedule_moves_by_configuration_alone(make_fleet: MakeFleet) -> None:
     """What stands in ``beat_schedule`` fires, precisely, with no beat."""
-    entry = {'task': TICK, 'schedule': 0.2, 'args': ['configured'], 'options': {'priority': 3}}
+    entry = {
+        'task': TICK, 'schedule': 0.2, 'args': ['configured'], 'options': {'priority': 3},
+        'backlog': 60,  # a busy machine may be late
+    }  # fmt: skip
     fleet = make_fleet(module='tests.support.scheduled', config={'beat_schedule': {'often': entry}})
     ext = celery_ext.install(fleet.app())
     start(fleet, declared={'mine': {'every': 0.3, 'kwargs': {'value': 'decorated'}}})
     fleet.ledger.wait(3, 'tick', value='decorated')
     fleet.ledger.wait(16, 'tick', value='configured')
     schedule = ext.schedules['often']
+
+    def is_precise() -> bool:
+        late = lateness(schedule)
+        return late[len(late) // 2] < 0.1
+
+    wait_for(is_precise, 30, 'precise occurrences')
     schedule.pause()
     times = occurrences(schedule)
     assert times == list(range(times[0], times[-1] + 1, 200))
-    late = lateness(schedule)
-    assert late[len(late) // 2] < 0.1, late
     # Nothing was published twice under another id.
     wait_for(lambda: len(fleet.ledger.lines('tick', value='configured')) >= schedule.runs)
     assert len(fleet.ledger.lines('tick', value='configured')) == schedule.refresh().runs
@@ -306,7 +313,7 @@ def beats(fleet: Fleet, count: int) -> Iterator[list[Any]]:
 
 def test_several_beats_for_workers_that_do_not_fire(make_fleet: MakeFleet) -> None:
     """And a beat that somebody still starts next to workers that do changes nothing."""
-    entry = {'task': TICK, 'schedule': 0.2, 'args': ['beat']}
+    entry = {'task': TICK, 'schedule': 0.2, 'args': ['beat'], 'backlog': 60}
     fleet = make_fleet(module='tests.support.scheduled', config={'beat_schedule': {'often': entry}})
     ext = celery_ext.install(fleet.app())
     start(fleet, '--without-schedules')

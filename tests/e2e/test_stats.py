@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import statistics
 import time
 from collections.abc import Callable
@@ -52,7 +53,7 @@ def test_everything_is_counted_when_the_worker_has_ended(
     send('reject', False)
     send('ignore')
     sent_at = time.time()
-    delayed = send('run', 'delayed', countdown=2.0)
+    delayed = send('add', 1, 1, countdown=2.0)
     send('run', 'shown otherwise', shadow='custom')
     send('retry_once', 1.1)
     installed.ledger.wait(59, 'ran')
@@ -60,7 +61,7 @@ def test_everything_is_counted_when_the_worker_has_ended(
     worker.terminate()
     worker.wait()
     run = stats_of(ext, 'run')
-    assert (run.run.count, run.wait.count) == (52, 52)
+    assert (run.run.count, run.wait.count) == (51, 51)
     assert (run.failed, run.retried, run.stalled) == (0, 0, 0)
     assert 0 < run.run.percentile(0.5) < 1
     assert (stats_of(ext, 'flaky').retried, stats_of(ext, 'flaky').run.count) == (2, 3)
@@ -69,7 +70,9 @@ def test_everything_is_counted_when_the_worker_has_ended(
     assert stats_of(ext, 'retry_once').wait.count == 2
     [ran] = installed.ledger.lines('ran', id=delayed.id)
     late = ran['at'] - sent_at - 2.0
-    assert run.wait.max < max(late, 1) + 0.9, 'who is delayed waits from when he is due'
+    assert stats_of(ext, 'add').wait.max < max(late, 0) + 0.9, (
+        'who is delayed waits from when he is due'
+    )
     assert (stats_of(ext, 'ignore').failed, stats_of(ext, 'ignore').run.count) == (0, 1)
     assert ext.queues['celery'].stats().run.count == ext.stats().run.count == 60
     assert list(ext.workers) == [], 'who left is not there'
@@ -79,17 +82,22 @@ def test_everything_is_counted_when_the_worker_has_ended(
 def test_times_are_those_of_a_known_load(
     installed: Fleet, ext: Extension, send: Send, pool: str
 ) -> None:
-    """Percentiles of what the tasks themselves have measured."""
+    """Percentiles of what Celery has measured."""
     chance = random.Random(5)
     worker = installed.start(*QUICK, pool=pool, concurrency=4)
     times = [0.02 + chance.expovariate(1 / 0.08) for _ in range(60)]
+    sent_at = {}
     for seconds in times:
-        send('sleep', seconds)
+        at = time.time()
+        sent_at[send('sleep', seconds).id] = at
     installed.ledger.wait(60, 'ended', timeout=60)
     worker.terminate()
     worker.wait()
+    # What Celery itself has measured, and the tasks.
+    known = sorted(map(float, re.findall(r'succeeded in ([\d.]+)s', worker.text())))
     begun = {entry['id']: entry['at'] for entry in installed.ledger.lines('started')}
-    known = sorted(entry['at'] - begun[entry['id']] for entry in installed.ledger.lines('ended'))
+    for entry in installed.ledger.lines('ended'):
+        assert entry['at'] - begun[entry['id']] <= known[-1] + 0.005
     found = stats_of(ext, 'sleep')
     assert found.run.count == 60
     assert found.run.mean == pytest.approx(statistics.fmean(known), rel=0.1, abs=0.005)
@@ -99,8 +107,10 @@ def test_times_are_those_of_a_known_load(
         around = known[max(0, round(share * 60) - 2) : round(share * 60) + 1]
         percentile = found.run.percentile(share)
         assert min(around) * 0.9 - 0.005 <= percentile <= max(around) * 1.1 + 0.005, true
-    # They were published at once, and four of them ran at a time: the last waited for longest.
-    assert found.wait.max == pytest.approx(sum(times) / 4, rel=0.3)
+    # They were published at once, and four of them ran at a time; a pool process begins later
+    # than its worker hands over.
+    longest = max(begun[id] - at for id, at in sent_at.items())
+    assert 0.5 * longest <= found.wait.max <= 1.1 * longest + 0.1
 
 
 def test_a_worker_whose_clock_jumps(make_fleet: Callable[..., Fleet]) -> None:
@@ -125,6 +135,7 @@ def test_who_was_killed_is_shown_as_dead_and_his_run_as_stalled(
     first = installed.start(*QUICK)
     result = send('wait_for_file', str(installed.directory / 'door'))
     installed.ledger.wait(1, 'started')
+    wait_for(lambda: [one.name for one in ext.workers] == ['w1@test'], 20, 'a sign of life')
     [worker] = ext.workers
     assert (worker.name, worker.state, worker.pid, worker.slots) == (
         'w1@test',
@@ -178,10 +189,10 @@ def test_an_early_ack_that_is_lost_has_failed(make_fleet: Callable[..., Fleet]) 
 def test_runs_that_were_cut_off(make_fleet: Callable[..., Fleet]) -> None:
     """A time limit is a failure, and so is a task that ends its process; a lost process is a
     stall."""
-    fleet = make_fleet(module='tests.support.installed', config={'task_time_limit': 1})
+    fleet = make_fleet(module='tests.support.installed')
     ext = celery_ext.install(fleet.app())
     worker = fleet.start(*QUICK)
-    task(ext.app, 'sleep', 30).apply_async()
+    task(ext.app, 'sleep', 30).apply_async(time_limit=1)
     task(ext.app, 'die_first').apply_async()
     task(ext.app, 'die', 'SystemExit').apply_async()
     wait_for(lambda: stats_of(ext, 'sleep').failed, 20, 'a failure')
@@ -227,7 +238,8 @@ def test_statistics_can_be_turned_off(
     for number in range(10):
         send('run', number)
     installed.ledger.wait(10, 'ran')
-    assert [one.name for one in ext.workers] == ['w1@test'], 'it is seen all the same'
+    # It is seen all the same.
+    wait_for(lambda: [one.name for one in ext.workers] == ['w1@test'], 20, 'a sign of life')
     worker.terminate()
     worker.wait()
     assert ext.stats().run.count == 0

@@ -22,7 +22,7 @@ from tests.support.workers import Fleet, task
 def test_a_limit_holds_and_others_pass(
     make_fleet: Callable[..., Fleet], tmp_path: Path, pool: str
 ) -> None:
-    fleet = make_fleet(module='tests.support.installed')
+    fleet = make_fleet(module='tests.support.installed', options={'lease': 10})
     ext = celery_ext.install(fleet.app())
     limit = Throttle('narrow', concurrency=1 if pool == 'solo' else 3)
     assert limit.concurrency

@@ -247,7 +247,7 @@ def test_replace_behind_one_that_runs(
 
 def test_debounce(call: Send, crew: Fleet, crew_ext: Extension) -> None:
     wanted = {'key': 'debounced', 'on_conflict': 'replace'}
-    calls = [call('run', n, countdown=1, unique=wanted) for n in range(20)]
+    calls = [call('run', n, countdown=4, unique=wanted) for n in range(20)]
     assert calls[-1].get(20) == 19
     assert [ran(crew, one) for one in calls] == [[]] * 19 + [[19]]
     free(crew_ext)

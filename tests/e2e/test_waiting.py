@@ -313,6 +313,7 @@ def test_a_fenced_worker_tells_nobody_of_a_failure(
     try:
         second = workers.start(concurrency=1)
         assert result.get(WAIT) == 'done'
+        wait_for(lambda: not client.exists(keys.owners), 20, 'it is settled')
         # Without the result it can be seen who writes one.
         result.forget()
         second.pause()

@@ -14,7 +14,7 @@ from tests.support.proxy import HOST, Command, Kind, Proxy
 from tests.support.servers import Server
 from tests.support.wait import wait_for
 
-TIMEOUT = 0.4
+TIMEOUT = 1.0
 
 UNDONE = (Kind.CUT_REQUEST, Kind.RESET_REQUEST, Kind.TORN_REQUEST)
 DONE = (Kind.CUT_REPLY, Kind.RESET_REPLY, Kind.TORN_REPLY, Kind.CLOSED_TO_CLIENT)

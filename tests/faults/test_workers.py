@@ -19,7 +19,7 @@ from tests.support.proxy import Fault, Kind, Proxy
 from tests.support.servers import Server
 from tests.support.workers import Fleet, Worker, task
 
-LEASE = 3.0
+LEASE = 5.0
 TIMEOUT = 0.7
 
 #: What a worker's connections say, again and again.

@@ -8,7 +8,6 @@ import http.cookiejar
 import json
 import re
 import shutil
-import socket
 import subprocess
 import sys
 import urllib.error
@@ -21,6 +20,7 @@ from urllib.parse import urlencode, urlsplit
 
 import pytest
 
+from tests.support.servers import free_port
 from tests.support.wait import wait_for
 from tests.support.workers import ROOT, Fleet
 
@@ -101,9 +101,7 @@ def flower(
     program: Sequence[str] = (sys.executable, '-m', 'celery'), **environment: str,
 ) -> Iterator[Site]:  # fmt: skip
     """Runs ``celery flower`` for the app of a fleet."""
-    with socket.socket() as free:
-        free.bind(('127.0.0.1', 0))
-        port = free.getsockname()[1]
+    port = free_port()
     options = [f'--port={port}', '--address=127.0.0.1', *arguments]
     if prefix:
         options.append(f'--url_prefix={prefix}')

@@ -40,7 +40,7 @@ def test_queues(tab: Tab, ext: Extension, publish: Publish) -> None:
     assert tab.texts('a.nav-link.active') == ['Queues']
     assert {'Jobs', 'Throttles', 'Failed', 'Schedules'} < set(tab.texts('a.nav-link'))
     shown = row('queue', 'shown')
-    assert tab.text(f'{shown} [data-state=ready]') == '3'
+    tab.until(f'{shown} [data-state=ready]', '3')  # what was read is shown for a second
     assert tab.text(f'{shown} [data-state=delayed]') == '1'
     assert 'work' in tab.texts('#reliable-queues tbody tr td:first-child')
     tab.open(page('queues', search='sHow'))
@@ -427,9 +427,12 @@ def test_the_page_of_the_broker(tab: Tab, site: Site, publish: Publish) -> None:
     """Flower's own, which would not know the URL, with every queue."""
     for number in range(4):
         publish('run', number, queue='unheard')
-    tab.open('/broker')
-    cells = tab.texts('#queue-table tr[id="unheard"] td')
-    assert cells[:2] == ['unheard', '4']
+
+    def listed() -> bool:
+        tab.open('/broker')  # what was read is shown for a second
+        return tab.texts('#queue-table tr[id="unheard"] td')[:2] == ['unheard', '4']
+
+    wait_for(listed, 15, 'the queue')
     assert 'work' in tab.texts('#queue-table tbody tr td:first-child')
     assert '"name": "unheard", "messages": 4' in site.request('/api/queues/length').text
     for path in ('/workers', '/tasks', '/'):

@@ -224,8 +224,8 @@ def die_first(self: Task) -> int:
 @app.task(bind=True)
 def last_words(self: Task) -> None:
     """Notes when its process is told to end."""
-    note(self, 'started')
     try:
+        note(self, 'started')
         time.sleep(60)
     finally:
         note(self, 'killed')

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
@@ -100,7 +101,8 @@ def _valkey_binary() -> Path | None:
     return next((path for path in carried if os.access(path, os.X_OK)), None)
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port that nobody has, nor gets by chance before it is bound."""
     while True:
         port = random.choice(PORTS)
         with socket.socket() as probe:
@@ -139,6 +141,19 @@ def _popen(command: list[str], log: Path) -> subprocess.Popen[bytes]:
             # Ctrl-C is for pytest, which then stops the servers in its own order.
             start_new_session=True,
         )
+
+
+def busy(server: Server, call: Callable[..., Any], *args: Any) -> float:
+    """The seconds that a call takes when nobody else uses the machine: those for which this
+    process and the server have a processor, one after the other."""
+
+    def now() -> float:
+        ran = server.ran
+        return time.perf_counter() if ran is None else time.process_time() + ran
+
+    begun = now()
+    call(*args)
+    return now() - begun
 
 
 class Server:
@@ -223,6 +238,15 @@ class Server:
     def pid(self) -> int:
         return self._running().pid
 
+    @property
+    def ran(self) -> float | None:
+        """For how many seconds it has had a processor, where the system tells.
+
+        What it did shows here also on a machine that is busy with others.
+        """
+        path = Path(f'/proc/{self.pid}/schedstat')
+        return int(path.read_text().split()[0]) / 1e9 if path.exists() else None
+
     def url(self, db: int = 0) -> str:
         scheme = 'rediss' if self.tls else 'redis'
         login = f':{quote(self.password, safe="")}@' if self.password else ''
@@ -252,7 +276,7 @@ class Server:
             raise RuntimeError('the server runs already')
         for attempt in range(1, START_ATTEMPTS + 1):
             try:
-                self._start_on(self._port or _free_port(), loaded)
+                self._start_on(self._port or free_port(), loaded)
                 return
             except PortTaken:
                 if attempt == START_ATTEMPTS:

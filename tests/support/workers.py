@@ -111,6 +111,9 @@ class Worker:
 
     def pause(self) -> None:
         os.killpg(self.pid, signal.SIGSTOP)
+        # A process that waits for a processor stops when it gets one.
+        main = psutil.Process(self.pid)
+        wait_for(lambda: main.status() == psutil.STATUS_STOPPED, 10, 'a stopped process')
 
     def resume(self) -> None:
         os.killpg(self.pid, signal.SIGCONT)
@@ -215,7 +218,8 @@ class Fleet:
         A task begins before its worker hears of it, and until then Celery neither ends it nor
         misses it.
         """
-        inspect = self.apps[0].control.inspect(timeout=2, limit=len(self.workers))
+        alive = sum(worker.process.poll() is None for worker in self.workers)
+        inspect = self.apps[0].control.inspect(timeout=15, limit=alive)
         return sum(map(len, (inspect.active() or {}).values())) == count
 
     def close(self) -> None:

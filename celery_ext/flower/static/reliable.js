@@ -66,7 +66,8 @@
         }
     }
 
-    function look() {
+    // One that nobody asked for waits for whoever has begun to enter something meanwhile.
+    function look(unasked) {
         var number = ++looks;
         return fetch(here(window.location.pathname + window.location.search), {credentials: 'same-origin', cache: 'no-store'}).then(function (answer) {
             return answer.text().then(function (text) {
@@ -81,6 +82,9 @@
                 }
                 if (answer.status === 503) {
                     show('No answer', true);
+                    return;
+                }
+                if (unasked && isBusy()) {
                     return;
                 }
                 keepFocus(function () { live.innerHTML = fresh.innerHTML; });
@@ -98,7 +102,7 @@
                 if (isBusy()) {
                     later();
                 } else {
-                    look().then(later);
+                    look(true).then(later);
                 }
             }, Number(live.dataset.every));
         }
@@ -116,7 +120,7 @@
         });
         document.addEventListener('visibilitychange', function () {
             if (!document.hidden && isOn() && !isBusy()) {
-                look().then(later);
+                look(true).then(later);
             }
         });
         later();
