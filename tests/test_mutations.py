@@ -14,7 +14,8 @@ from tests.model.everything import Everything
 from tests.mutations import MUTATIONS, QUICK, Mutation
 
 STEPS_PER_EXAMPLE = 50
-MOST_STEPS = 60_000
+#: Some are found near the end of a third of these, and any change of the machine leads elsewhere.
+MOST_STEPS = 180_000
 #: The same paths each time; nobody wants to see them made short.
 SETTINGS = settings(
     max_examples=MOST_STEPS // STEPS_PER_EXAMPLE,
@@ -56,7 +57,7 @@ def test_a_broken_script_is_found(server: Any, database: int, mutation: Mutation
 
 
 @pytest.mark.matrix
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(2400)
 def test_nothing_is_found_where_nothing_is_broken(server: Any, database: int) -> None:
     """On the same paths, so what is found on them is the mutation."""
     with server.client(db=database) as client:
@@ -64,7 +65,7 @@ def test_nothing_is_found_where_nothing_is_broken(server: Any, database: int) ->
 
 
 @pytest.mark.matrix
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(2400)
 @pytest.mark.parametrize('mutation', [one for one in MUTATIONS if one.breaks not in QUICK], ids=str)
 def test_every_broken_script_is_found(server: Any, database: int, mutation: Mutation) -> None:
     with server.client(db=database) as client, pytest.raises(AssertionError):
