@@ -461,6 +461,8 @@ def test_the_command_line(
     installed.ledger.wait(2, 'started')
     go.touch()
     finish(results)
+    # Or it goes on for as long as one holds it.
+    wait_for(lambda: not ext.throttles['stripe'].holders(), WAIT, 'end of the last one')
     assert told('set', 'stripe', '--concurrency', '0')['stopped']
     assert 'stopped' in reliable('throttles', 'get', 'stripe').output
     assert told('delete', 'stripe') == {'name': 'stripe', 'changed': True}
