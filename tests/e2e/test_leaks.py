@@ -82,11 +82,11 @@ def work(app: Celery, count: int) -> None:
     ]
     # Workers remember it; afterwards they might be too late.
     id = uuid()
-    app.control.revoke(id, reply=True, timeout=5, limit=2)
+    app.control.revoke(id, reply=True, timeout=2, limit=2)
     revoked = task(app, 'run', 0).apply_async(task_id=id, countdown=0.5)
     for _ in range(3):
-        assert app.control.inspect(timeout=5, limit=2).stats()
-    assert app.control.ping(timeout=5, limit=2)
+        wait_for(lambda: app.control.inspect(timeout=2, limit=2).stats(), 20)
+    wait_for(lambda: app.control.ping(timeout=2, limit=2), 20)
     app.control.rate_limit('tests.support.app.limited', '20/s')
     for result in (*results, *extras):
         result.get(timeout=120, propagate=True)
