@@ -220,6 +220,10 @@ MUTATIONS = (
         NOTHING, 'a lane that has gone leaves the others of its rate without a clock',
     ),
     Mutation(
+        'lib/releasing', '  all.alarm_is_set()',
+        NOTHING, 'whom a claim has to tell after it has told others is forgotten',
+    ),
+    Mutation(
         'lib/lanes', '        hand_over(want, queue)',
         NOTHING, 'a lane that is parked strands the others',
     ),

@@ -957,3 +957,21 @@ def test_what_retention_deletes_at_once_leaves_nothing(store_factory: Callable[.
     graph.start()
     assert graph.dead() == 'z'
     assert graph.key_names() - CONSTANT == {'j:z', 'x:z', 'f:q', 'fg:dependency', 'groups'}
+
+
+def test_who_waits_for_what_retention_deletes_is_told_though_others_just_were(
+    graph: Graph,
+) -> None:
+    """One claim tells those who fail with it, and what depends on them, and then deletes it."""
+    graph.add('p')
+    graph.start()
+    graph.end('p', FAIL)
+    graph.add('w', 'p')
+    graph.wait(7 * DAY + 1)
+    graph.add('d', 'p', FAIL_TOO)
+    graph.add('e', 'd', FAIL_TOO)
+    answer = graph.claim(0)
+    assert (graph.dead(), graph.waiting(), answer.wake_in) == ('d e', 'w', 0)
+    graph.attend()
+    assert graph.why('w') == ('dependency', 'p')
+    assert graph.waiting() == ''

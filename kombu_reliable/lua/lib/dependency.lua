@@ -201,6 +201,11 @@ local function dependencies()
     end
   end
 
+  -- By what is left; what this call adds to it from now on needs one again.
+  local function alarm_is_set()
+    stirred = false
+  end
+
   local function told_already()
     return told
   end
@@ -357,6 +362,7 @@ local function dependencies()
   all.state_of = state_of
   all.stop_waiting, all.tell_dependents = stop_waiting, tell_dependents
   all.tell_of_twin, all.told_already = tell_of_twin, told_already
+  all.alarm_is_set = alarm_is_set
   made_dependencies = all
   return all
 end

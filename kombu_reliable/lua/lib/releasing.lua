@@ -188,6 +188,7 @@ local function releasing(_, now, hold, retention, keep)
   else
     redis.call('ZREM', ALARMS, '')
   end
+  all.alarm_is_set()
   if problem and not progress then
     error(problem, 0)
   end
